@@ -1,0 +1,1 @@
+"""Isocenter: a FHIR-native imaging server facade for the Orthanc PACS."""
