@@ -1,4 +1,4 @@
-"""The errors every door translates into its own protocol: OperationOutcome, OAuth JSON, problem+json, ACK or DIMSE status.
+"""The errors every door translates into its own protocol (OperationOutcome, OAuth, problem+json, DIMSE).
 
 The codes are those of FHIR R4 `issue-type`; the statuses are HTTP's (RFC 9110).
 """

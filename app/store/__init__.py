@@ -1,0 +1,1 @@
+"""Rows, bytes, index, outbox and study membership: the only place that speaks SQL."""
