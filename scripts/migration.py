@@ -17,7 +17,7 @@ def main(message: str) -> None:
     with tempfile.TemporaryDirectory() as folder:
         store = Store(f"sqlite:///{Path(folder) / 'head.sqlite'}")
         schema.migrate(store)
-        config = schema._config()  # noqa: SLF001
+        config = schema._config()
         number = len(list((schema.MIGRATIONS / "versions").glob("*.py"))) + 1
         with store.engine.connect() as connection:
             config.attributes["connection"] = connection

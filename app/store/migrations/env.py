@@ -5,9 +5,9 @@ from __future__ import annotations
 from typing import Any, Literal
 
 from alembic import context
-from sqlmodel import AutoString, SQLModel
+from sqlmodel import AutoString
 
-from app.store import tables as _tables  # noqa: F401 - declares the tables
+from app.store import tables
 
 
 def plain_string(kind: str, value: Any, _context: Any) -> str | Literal[False]:
@@ -17,7 +17,7 @@ def plain_string(kind: str, value: Any, _context: Any) -> str | Literal[False]:
 
 connection = context.config.attributes["connection"]
 context.configure(
-    connection=connection, target_metadata=SQLModel.metadata, render_as_batch=True, render_item=plain_string
+    connection=connection, target_metadata=tables.SQLModel.metadata, render_as_batch=True, render_item=plain_string
 )
 if connection.dialect.name == "sqlite":
     # The engine autocommits; the migration takes the write lock itself so that two processes do not both migrate.

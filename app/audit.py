@@ -1,0 +1,34 @@
+"""Neutral audit records: who did what to which object through which door, and how it ended (for IHE BALP)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from app.access import Access
+
+Outcome = Literal["allowed", "denied", "failed"]
+Door = Literal["fhir", "dicomweb", "smart", "viewer", "dicom", "workflow"]
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """One audited act. Identifiers only: no names, no tokens, no search values."""
+
+    door: Door
+    action: str
+    outcome: Outcome
+    client_id: str = ""
+    grant_id: str | None = None
+    fhir_user: str | None = None
+    patient_id: str | None = None
+    study_uid: str | None = None
+    target: str = ""
+    request_id: str = ""
+    detail: dict[str, Any] = field(default_factory=dict[str, Any])
+
+
+def of(access: Access, door: Door, action: str, outcome: Outcome, **about: Any) -> Record:
+    """The record of an act by this caller; `about` are further fields of Record."""
+    who = {"client_id": access.client_id, "grant_id": access.grant_id, "fhir_user": access.fhir_user}
+    return Record(door=door, action=action, outcome=outcome, **{**who, **about})
