@@ -1,0 +1,38 @@
+#!/usr/bin/env bash
+# Every gate, cheapest first: `check.sh quick` leaves out the slow tests, `check.sh all` is what must be green.
+# A failed gate does not hide the next one.
+set -uo pipefail
+cd "$(dirname "$0")/.."
+
+readonly scope=${1:-quick}
+shift || true
+failed=()
+
+gate() {
+    local name=$1
+    shift
+    printf '== %s\n' "$name"
+    "$@" || failed+=("$name")
+}
+
+if [ ! -x .venv/bin/pytest ]; then
+    echo "check: there is no virtual environment here yet: run 'make setup' first." >&2
+    exit 1
+fi
+export PATH=$PWD/.venv/bin:$PATH
+
+gate format ruff format --check --quiet .
+gate lint ruff check --quiet .
+gate floors lint-imports --no-cache
+gate types basedpyright --level error
+case $scope in
+    quick) gate tests pytest -q -m "not slow and not orthanc and not postgres and not browser" "$@" ;;
+    all) gate tests pytest --cov --cov-report=term "$@" ;;
+    *) echo "check: say 'check.sh quick' or 'check.sh all'" >&2 && exit 2 ;;
+esac
+
+if [ ${#failed[@]} -gt 0 ]; then
+    echo "check: failed: ${failed[*]}" >&2
+    exit 1
+fi
+echo "check: all gates are green"
