@@ -76,10 +76,7 @@ def tail(canonical: str) -> str:
 
 def is_wanted(definition: Json) -> bool:
     """Base types and the few datatype profiles; no logical models, no profiles of resources."""
-    specialized = definition.get("derivation") != "constraint" and definition["kind"] in {
-        "resource",
-        "complex-type",
-    }
+    specialized = definition.get("derivation") != "constraint" and definition["kind"] in {"resource", "complex-type"}
     return specialized or definition["id"] in DATATYPE_PROFILES
 
 
@@ -115,10 +112,7 @@ def describe(definition: Json) -> Iterator[tuple[str, Json]]:
     )
     for element in elements[1:]:
         if is_backbone(element):
-            yield (
-                element["path"],
-                {"base": element["type"][0]["code"], **body(definition, element, element["path"])},
-            )
+            yield element["path"], {"base": element["type"][0]["code"], **body(definition, element, element["path"])}
 
 
 def head(definition: Json) -> Json:
@@ -181,15 +175,9 @@ def types(element: Json) -> str:
 
 def type_of(one: Json) -> str:
     """A type's name and, in brackets, the types a reference may point to or the profile that narrows it."""
-    name = next(
-        (item["valueUrl"] for item in one.get("extension", []) if item["url"] == FHIR_TYPE), one["code"]
-    )
+    name = next((item["valueUrl"] for item in one.get("extension", []) if item["url"] == FHIR_TYPE), one["code"])
     narrowed = [tail(url) for url in one.get("targetProfile", []) + one.get("profile", [])]
-    return (
-        f"{name}({','.join(narrowed)})"
-        if narrowed and name != "canonical" and narrowed != ["Resource"]
-        else name
-    )
+    return f"{name}({','.join(narrowed)})" if narrowed and name != "canonical" and narrowed != ["Resource"] else name
 
 
 # --- value sets ------------------------------------------------------------------------------------------------
@@ -212,9 +200,7 @@ def value_sets(rows: Json, package: Path) -> Json:
 def expand(value_set: Json, systems: dict[str, Json]) -> Json:
     """Codes by system; R4's required value sets use whole systems and lists of concepts, never filters."""
     compose = value_set.get("compose", {})
-    if compose.get("exclude") or any(
-        set(item) & {"filter", "valueSet"} for item in compose.get("include", [])
-    ):
+    if compose.get("exclude") or any(set(item) & {"filter", "valueSet"} for item in compose.get("include", [])):
         raise SystemExit(f"{value_set['url']} needs more than lists")
     codes: dict[str, list[str]] = {}
     for item in compose.get("include", []):
@@ -250,8 +236,7 @@ def search_parameters(package: Path) -> Json:
 def parameter_row(parameter: Json, base: str) -> Json:
     """What the index and the statement need of one parameter."""
     components = [
-        {"definition": item["definition"], "expression": item["expression"]}
-        for item in parameter.get("component", [])
+        {"definition": item["definition"], "expression": item["expression"]} for item in parameter.get("component", [])
     ]
     values = {
         "type": parameter["type"],

@@ -106,9 +106,7 @@ PATCHES = (
     ),
     Patch("index.html", '<link rel="manifest" href="/manifest.json">', "", 1),
     Patch("index.html", '<meta name="msapplication-config" content="/assets/browserconfig.xml">', "", 1),
-    Patch(
-        "index.html", '<link rel="yandex-tableau-widget" href="/assets/yandex-browser-manifest.json">', "", 1
-    ),
+    Patch("index.html", '<link rel="yandex-tableau-widget" href="/assets/yandex-browser-manifest.json">', "", 1),
     Patch("index.html", 'src="/app-config.js"', f'src="{APP_CONFIG}"', 1),
     Patch("index.html", 'href="/', f'href="{PREFIX}', 26),
     Patch("index.html", 'src="/', f'src="{PREFIX}', 1),
@@ -135,9 +133,7 @@ def is_current(target: Path, release: Release) -> bool:
 def is_whole(target: Path, entry: Entry) -> bool:
     sizes = {entry.path: entry.size}
     sizes |= {entry.path + suffix(encoding): size for encoding, size in entry.encodings.items()}
-    return all(
-        (target / path).is_file() and (target / path).stat().st_size == size for path, size in sizes.items()
-    )
+    return all((target / path).is_file() and (target / path).stat().st_size == size for path, size in sizes.items())
 
 
 def suffix(encoding: str) -> str:
@@ -202,9 +198,7 @@ def read(tarball: Path) -> dict[str, bytes]:
             path = member.name.removeprefix("package/dist/")
             if file and member.name == "package/LICENSE":
                 contents["LICENSE"] = file.read()
-            elif (
-                file and path != member.name and not Path(path).is_absolute() and ".." not in Path(path).parts
-            ):
+            elif file and path != member.name and not Path(path).is_absolute() and ".." not in Path(path).parts:
                 contents[path] = file.read()
     return contents
 
@@ -213,11 +207,7 @@ def drop(contents: dict[str, bytes], patterns: tuple[str, ...] = DROPPED) -> dic
     for pattern in patterns:
         if not any(fnmatch(path, pattern) for path in contents):
             sys.exit(f"OHIF has no file {pattern} any more: look at DROPPED in scripts/ohif.py.")
-    return {
-        path: data
-        for path, data in contents.items()
-        if not any(fnmatch(path, pattern) for pattern in patterns)
-    }
+    return {path: data for path, data in contents.items() if not any(fnmatch(path, pattern) for pattern in patterns)}
 
 
 def patch(contents: dict[str, bytes], patches: tuple[Patch, ...] = PATCHES) -> dict[str, bytes]:
@@ -326,7 +316,8 @@ def main() -> None:
         sys.exit(130)
     except OSError as error:
         sys.exit(
-            f"OHIF could not be installed in {arguments.target} ({error.strerror}: {error.filename}): make the folder writable."
+            f"OHIF could not be installed in {arguments.target} ({error.strerror}: {error.filename}):"
+            " make the folder writable and see that the disk has 300 MB free."
         )
 
 
