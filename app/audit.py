@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from app.access import Access
@@ -28,7 +28,8 @@ class Record:
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def of(access: Access, door: Door, action: str, outcome: Outcome, **about: Any) -> Record:
-    """The record of an act by this caller; `about` are further fields of Record."""
-    who = {"client_id": access.client_id, "grant_id": access.grant_id, "fhir_user": access.fhir_user}
-    return Record(door=door, action=action, outcome=outcome, **{**who, **about})
+def of(access: Access, record: Record) -> Record:
+    """The record with its caller filled in."""
+    return replace(
+        record, client_id=access.client_id, grant_id=access.grant_id, fhir_user=access.fhir_user
+    )

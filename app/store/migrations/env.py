@@ -16,16 +16,15 @@ def plain_string(kind: str, value: Any, _context: Any) -> str | Literal[False]:
 
 
 connection = context.config.attributes["connection"]
+# One transaction around it all, and a lock: two processes that start together migrate once.
+LOCKS = {"sqlite": "BEGIN IMMEDIATE", "postgresql": "SELECT pg_advisory_xact_lock(4207849484)"}
 context.configure(
-    connection=connection, target_metadata=tables.SQLModel.metadata, render_as_batch=True, render_item=plain_string
+    connection=connection,
+    target_metadata=tables.SQLModel.metadata,
+    render_as_batch=True,
+    render_item=plain_string,
+    transactional_ddl=True,
 )
-if connection.dialect.name == "sqlite":
-    # The engine autocommits; the migration takes the write lock itself so that two processes do not both migrate.
-    connection.exec_driver_sql("BEGIN IMMEDIATE")
+with context.begin_transaction():
+    connection.exec_driver_sql(LOCKS[connection.dialect.name])
     context.run_migrations()
-    connection.exec_driver_sql("COMMIT")
-else:
-    with context.begin_transaction():
-        connection.exec_driver_sql("SELECT pg_advisory_xact_lock(4207849484)")
-        context.run_migrations()
-    connection.commit()
