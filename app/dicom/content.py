@@ -5,14 +5,14 @@ Documents are written by strangers, so an unreadable element is absent, and ever
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import InvalidOperation
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
-from pydicom.sr.coding import snomed_mapping
+from pydicom.sr._snomed_dict import mapping as snomed_mapping
 
 MAX_DEPTH = 64
 MAX_ITEMS = 50_000
@@ -98,6 +98,7 @@ class Tree:
 
     root: Item
     items: dict[str, Item]
+    schemes: dict[str, str]
     problems: list[Problem] = field(default_factory=list[Problem])
 
     def children(self, item: Item) -> Iterator[Item]:
@@ -111,6 +112,10 @@ class Tree:
                 self.problems.append(Problem(child.path, "reference to a content item that cannot be followed"))
                 continue
             yield replace(target, relationship=child.relationship)
+
+    def code(self, dataset: Dataset, keyword: str) -> Code | None:
+        """The code of a code sequence, with what the document says about its scheme."""
+        return code(dataset, keyword, self.schemes)
 
     def descend(self, item: Item) -> Iterator[Item]:
         """The item and everything written below it, in document order."""
@@ -148,7 +153,7 @@ def first(found: Any) -> Any:
 def written(dataset: Dataset, keyword: str) -> str:
     """A number as its bytes spell it, before pydicom judges it."""
     try:
-        element = dataset.get_item(keyword)
+        element = dataset.get_item(keyword) if keyword in dataset else None
     except UNREADABLE:
         return ""
     if isinstance(element, RawDataElement):
@@ -168,24 +173,33 @@ def sequence(dataset: Dataset, keyword: str) -> tuple[Dataset, ...]:
         return ()
 
 
-def code(dataset: Dataset, keyword: str) -> Code | None:
+def code(dataset: Dataset, keyword: str, schemes: Mapping[str, str]) -> Code | None:
     """The first code of a code sequence, from whichever of the three value attributes carries it (PS3.3 8.1)."""
     for entry in sequence(dataset, keyword)[:1]:
-        code_value = (
-            text(entry, "LongCodeValue") or text(entry, "CodeValue") or text(entry, "URNCodeValue")
-        )
+        code_value = text(entry, "LongCodeValue") or text(entry, "CodeValue") or text(entry, "URNCodeValue")
         meaning = text(entry, "CodeMeaning")
         if code_value or meaning:
             scheme = text(entry, "CodingSchemeDesignator")
-            return Code(code_value, scheme, meaning, text(entry, "CodingSchemeVersion") or None)
+            version = text(entry, "CodingSchemeVersion") or None
+            scheme_uid = text(entry, "CodingSchemeUID") or schemes.get(scheme)
+            return Code(code_value, scheme, meaning, version, scheme_uid)
     return None
 
 
 def read(document: Dataset) -> Tree:
     """The whole content tree, as far as the limits go."""
-    tree = Tree(Item("1", "", "", None, document), {})
+    tree = Tree(Item("1", "", "", None, document), {}, _schemes(document))
     tree.root = _item(document, "1", tree)
     return tree
+
+
+def _schemes(document: Dataset) -> dict[str, str]:
+    """The UIDs a document gives to the designators it uses (PS3.3 C.12.1.1.7)."""
+    found = {
+        text(entry, "CodingSchemeDesignator"): text(entry, "CodingSchemeUID")
+        for entry in sequence(document, "CodingSchemeIdentificationSequence")
+    }
+    return {designator: uid for designator, uid in found.items() if designator and uid}
 
 
 def _item(dataset: Dataset, path: str, tree: Tree) -> Item:
@@ -194,7 +208,7 @@ def _item(dataset: Dataset, path: str, tree: Tree) -> Item:
         path,
         text(dataset, "RelationshipType"),
         text(dataset, "ValueType"),
-        code(dataset, "ConceptNameCodeSequence"),
+        tree.code(dataset, "ConceptNameCodeSequence"),
         dataset,
         reference=_reference(reference) if path != "1" else None,
     )

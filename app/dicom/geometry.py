@@ -5,6 +5,7 @@ A number and its unit are believed when the points say the same; viewers are kno
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -110,9 +111,7 @@ def _ultrasound(regions: Iterable[Dataset], points: Sequence[Point]) -> Iterator
 
 
 def _inside(region: Dataset, points: Sequence[Point]) -> bool:
-    edges = [
-        content.value(region, f"RegionLocation{edge}") for edge in ("MinX0", "MinY0", "MaxX1", "MaxY1")
-    ]
+    edges = [content.value(region, f"RegionLocation{edge}") for edge in ("MinX0", "MinY0", "MaxX1", "MaxY1")]
     if not all(isinstance(edge, int) for edge in edges):
         return False
     left, top, right, bottom = edges
@@ -139,7 +138,7 @@ def is_open(drawing: Drawing) -> bool:
 def _path(points: Sequence[Point]) -> float | None:
     if len(points) < 2:
         return None
-    return math.fsum(math.dist(a, b) for a, b in zip(points, points[1:], strict=False))
+    return math.fsum(math.dist(a, b) for a, b in itertools.pairwise(points))
 
 
 def _segment(points: Sequence[Point]) -> float | None:
@@ -152,7 +151,7 @@ def _enclosed(points: Sequence[Point]) -> float | None:
         return None
     origin, total = _deep(points[0]), [0.0, 0.0, 0.0]
     spokes = [[a - b for a, b in zip(_deep(point), origin, strict=True)] for point in points[1:]]
-    for u, v in zip(spokes, spokes[1:], strict=False):
+    for u, v in itertools.pairwise(spokes):
         total[0] += u[1] * v[2] - u[2] * v[1]
         total[1] += u[2] * v[0] - u[0] * v[2]
         total[2] += u[0] * v[1] - u[1] * v[0]
@@ -255,16 +254,16 @@ def judge(kind: Kind, number: Decimal, unit: str, drawing: Drawing, offered: Seq
     if not candidates:
         return NOT_CHECKED
     own = [size for name, size in candidates if name == unit] or _own(kind, unit, candidates)
-    if any(_agrees(number, size, CLOSE) for size in own):
+    if unit != PIXEL and any(_agrees(number, size, CLOSE) for size in own):
         return Judgement("verified", unit)
-    for name, size in candidates:
-        if _agrees(number, size, CLOSE):
-            return Judgement("corrected", name, f"the drawn points measure {size:.6g} {name}, not {unit or 'unitless'}")
-    for size in own:
-        if _agrees(number, size, max(_coarseness(number), NEAR if kind in ("area", "perimeter") else 0)):
-            return Judgement("verified", unit, f"the drawn points measure {size:.6g} {unit}")
+    # "1" and "px" are written where a unit was lost: when millimetres fit as well, millimetres are meant.
+    fitting = next((name for name, size in candidates if _agrees(number, size, CLOSE)), None)
     said = ", ".join(f"{size:.6g} {name}" for name, size in candidates)
-    return Judgement("unverified", None, f"the drawn points measure {said}")
+    if fitting:
+        return Judgement("verified" if fitting == unit else "corrected", fitting, f"the drawn points measure {said}")
+    slack = max(_coarseness(number), NEAR if kind in ("area", "perimeter") else 0)
+    near = any(_agrees(number, size, slack) for size in own)
+    return Judgement("verified" if near else "unverified", unit if near else None, f"the drawn points measure {said}")
 
 
 def _candidates(kind: Kind, drawing: Drawing, offered: Sequence[Scale]) -> Iterator[tuple[str, float]]:
