@@ -27,9 +27,9 @@ forbid_starts() {
 keep_off() {
     local service
     for service in "${brought[@]}"; do
-        if is_installed "$service" && command -v systemctl >/dev/null; then
-            systemctl disable --quiet "$service" || true
-        fi
+        is_installed "$service" || continue
+        update-rc.d "$service" disable || true
+        if command -v systemctl >/dev/null; then systemctl disable --quiet "$service" || true; fi
     done
 }
 

@@ -65,6 +65,8 @@ WORTH_IT = 0.9
 
 # What a machine's administrator set for npm; the npm of the virtual environment has another default.
 MACHINE_NPMRC = ("/etc/npmrc", "/usr/etc/npmrc", "/usr/local/etc/npmrc")
+# Node brings its own list of authorities; a site whose proxy has a certificate of its own adds it here.
+MACHINE_CERTIFICATES = "/etc/ssl/certs/ca-certificates.crt"
 
 
 @dataclass(frozen=True, slots=True)
@@ -175,6 +177,8 @@ def npm_environment(environment: dict[str, str]) -> dict[str, str]:
     shared = next((path for path in MACHINE_NPMRC if Path(path).is_file()), None)
     if shared and "npm_config_globalconfig" not in chosen:
         environment["NPM_CONFIG_GLOBALCONFIG"] = shared
+    if Path(MACHINE_CERTIFICATES).is_file():
+        environment.setdefault("NODE_EXTRA_CA_CERTS", MACHINE_CERTIFICATES)
     return environment
 
 
