@@ -1,0 +1,186 @@
+"""The archive's REST interface: what Orthanc holds, read and changed by one small client (Orthanc Book, REST API)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from io import BytesIO
+from types import TracebackType
+from typing import Any, Literal, Self
+
+import httpx
+import pydicom
+from pydicom.dataset import FileDataset
+from pydicom.errors import InvalidDicomError
+
+from app.errors import ArchiveUnavailable, BadRequest, IsocenterError, NotFound
+
+Json = dict[str, Any]
+Level = Literal["Patient", "Study", "Series", "Instance"]
+
+CONNECTIONS = 6
+"""Orthanc has ten HTTP threads, and each idle connection keeps one busy."""
+TIMEOUT = httpx.Timeout(60, connect=5)
+PAGE = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """How the archive took an object in: `Success`, `AlreadyStored` or `FilteredOut`, and where it now is."""
+
+    status: str
+    orthanc_id: str
+    study_orthanc_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """One resource of the archive that carries a UID."""
+
+    level: Level
+    orthanc_id: str
+
+
+class Orthanc:
+    """A connection pool to one archive; close it after use."""
+
+    def __init__(self, url: str, username: str = "", password: str = "") -> None:
+        """`url` is Orthanc's REST root; without a username no credential is sent."""
+        self._http = httpx.Client(
+            base_url=url,
+            auth=(username, password) if username else None,
+            # With gzip Orthanc compresses every answer anew, which costs ten times the transfer.
+            headers={"Accept-Encoding": "identity"},
+            timeout=TIMEOUT,
+            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=2, keepalive_expiry=5),
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, at: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of every connection."""
+        self._http.close()
+
+    def system(self) -> Json:
+        """Version, name and database of the archive."""
+        return self._get("/system")
+
+    def statistics(self) -> Json:
+        """Totals, for the sweep: CountStudies, CountInstances …"""
+        return self._get("/statistics")
+
+    def changes(self, since: int, limit: int = PAGE) -> Json:
+        """What was logged after sequence number `since`: Changes, Done, Last. A hint: deletions erase its rows."""
+        return self._get("/changes", since=since, limit=limit)
+
+    def last_change(self) -> int:
+        """The archive's sequence number; smaller than one seen before, the database is another one."""
+        # Only a call beyond the end tells the true number; `?last` tells that of the last row not yet erased.
+        return int(self._get("/changes", since=2**31 - 1, limit=1)["Last"])
+
+    def study_ids(self) -> Iterator[str]:
+        """The Orthanc id of every study, page by page."""
+        since = 0
+        while page := self._get("/studies", since=since, limit=PAGE):
+            yield from page
+            if len(page) < PAGE:
+                return
+            since += len(page)
+
+    def study(self, orthanc_id: str) -> Json:
+        """One study: MainDicomTags, PatientMainDicomTags, ParentPatient, Series, IsStable, LastUpdate."""
+        return self._get(f"/studies/{orthanc_id}")
+
+    def series_of(self, study_orthanc_id: str) -> list[Json]:
+        """The series of a study, each with MainDicomTags and the ids of its Instances."""
+        return self._get(f"/studies/{study_orthanc_id}/series")
+
+    def bulk_content(self, level: Level, orthanc_ids: Sequence[str], *, metadata: bool = True) -> list[Json]:
+        """Many resources in one call; instances bring SopClassUid and TransferSyntax in Metadata."""
+        body = {"Resources": list(orthanc_ids), "Level": level, "Metadata": metadata}
+        return self._json("POST", "/tools/bulk-content", json=body) if orthanc_ids else []
+
+    def instance(self, orthanc_id: str) -> Json:
+        """One instance: MainDicomTags, ParentSeries, FileUuid."""
+        return self._get(f"/instances/{orthanc_id}")
+
+    def tags(self, instance_id: str) -> Json:
+        """Every tag of an instance but pixels, `{"0010,0010": {"Name", "Type", "Value"}}`."""
+        return self._get(f"/instances/{instance_id}/tags")
+
+    def file(self, instance_id: str) -> bytes:
+        """The DICOM file as the archive holds it."""
+        return self._send("GET", f"/instances/{instance_id}/file").content
+
+    def dataset(self, instance_id: str, *, stop_before_pixels: bool = True) -> FileDataset:
+        """The instance, parsed."""
+        content = self.file(instance_id)
+        try:
+            return pydicom.dcmread(BytesIO(content), stop_before_pixels=stop_before_pixels)
+        except InvalidDicomError as error:
+            raise IsocenterError("the archive holds a file that is not DICOM") from error
+
+    def lookup(self, uid: str) -> list[Found]:
+        """Every resource that carries this UID; two studies may, when two patients do."""
+        answer: list[Json] = self._json("POST", "/tools/lookup", content=uid)
+        return [Found(found["Type"], found["ID"]) for found in answer]
+
+    def parent(self, level: Literal["instances", "series"], orthanc_id: str, above: str) -> Json:
+        """What an instance or a series belongs to: `above` is series, study or patient."""
+        return self._get(f"/{level}/{orthanc_id}/{above}")
+
+    def store(self, content: bytes) -> Stored:
+        """Put one DICOM file into the archive. Safe to repeat: what is there stays as it is."""
+        headers = {"Content-Type": "application/dicom"}
+        answer: Json = self._json("POST", "/instances", content=content, headers=headers)
+        return Stored(answer["Status"], answer["ID"], answer.get("ParentStudy", ""))
+
+    def delete_study(self, orthanc_id: str) -> None:
+        """Remove a study. One that is gone already is no error."""
+        self._delete(f"/studies/{orthanc_id}")
+
+    def delete_instance(self, orthanc_id: str) -> None:
+        """Remove an instance. One that is gone already is no error."""
+        self._delete(f"/instances/{orthanc_id}")
+
+    def _delete(self, path: str) -> None:
+        try:
+            self._send("DELETE", path)
+        except NotFound:
+            return
+
+    def _get(self, path: str, **query: int) -> Any:
+        return self._json("GET", path, params=query)
+
+    def _json(self, method: str, path: str, **request: Any) -> Any:
+        response = self._send(method, path, **request)
+        try:
+            return response.json()
+        except ValueError as error:
+            raise ArchiveUnavailable("the archive answered something that is not JSON") from error
+
+    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
+        try:
+            response = self._http.request(method, path, **request)
+        except (httpx.TransportError, httpx.InvalidURL) as error:
+            raise ArchiveUnavailable(f"the archive does not answer ({type(error).__name__})") from error
+        refuse(response.status_code)
+        return response
+
+
+def refuse(status: int) -> None:
+    """Raise what the archive's status means to our caller."""
+    if status < 400:
+        return
+    if status == 404:
+        raise NotFound("the archive holds no such object")
+    if status in {401, 403}:
+        raise ArchiveUnavailable("the archive refuses our credential")
+    if status < 500:
+        raise BadRequest(f"the archive refuses the request ({status})")
+    raise ArchiveUnavailable(f"the archive failed ({status})")
