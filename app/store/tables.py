@@ -329,6 +329,8 @@ class AccessGrant(SQLModel, table=True):
     """Study Instance UIDs the grant is bound to; null binds to none."""
     scope: str = ""
     context: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON)
+    session_hash: str | None = None
+    """The login session an `online_access` grant ends with."""
     created: int = Field(sa_type=sa.BigInteger)
     expires: int = Field(sa_type=sa.BigInteger)
     revoked: int | None = Field(default=None, sa_type=sa.BigInteger)
@@ -343,6 +345,8 @@ class AccessToken(SQLModel, table=True):
     grant_id: str
     kind: str
     """access | refresh"""
+    scope: str = ""
+    """What a refresh narrowed this token to; empty means all of the grant."""
     created: int = Field(sa_type=sa.BigInteger)
     expires: int = Field(sa_type=sa.BigInteger)
     spent: int | None = Field(default=None, sa_type=sa.BigInteger)
