@@ -1,0 +1,69 @@
+"""Dates as intervals of milliseconds (https://hl7.org/fhir/R4/search.html#date); a value without a zone is UTC."""
+
+from __future__ import annotations
+
+import re
+from calendar import monthrange
+from datetime import UTC, datetime, timedelta, timezone
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+_MILLISECOND = timedelta(milliseconds=1)
+_FORM = re.compile(
+    r"(?P<year>\d{4})(?:-(?P<month>\d\d)(?:-(?P<day>\d\d)"
+    r"(?:T(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?(?P<zone>Z|[+-]\d\d:\d\d)?)?)?)?",
+    re.ASCII,
+)
+
+LEAST = -(2**62)
+MOST = 2**62
+"""The open ends of an interval."""
+
+Interval = tuple[int, int]
+
+
+def interval(text: str) -> Interval | None:
+    """[lo, hi) of a date, dateTime or instant of any precision; None when it is none."""
+    found = _FORM.fullmatch(text)
+    if found is None:
+        return None
+    try:
+        start = _start(found)
+        lo = (start - _EPOCH) // _MILLISECOND
+        return lo, lo + _width(found, start)
+    except (ValueError, OverflowError):
+        return None
+
+
+def _start(found: re.Match[str]) -> datetime:
+    fraction = (found["fraction"] or "0")[:6].ljust(6, "0")
+    leap = found["second"] == "60"
+    start = datetime(
+        int(found["year"]),
+        int(found["month"] or 1),
+        int(found["day"] or 1),
+        int(found["hour"] or 0),
+        int(found["minute"] or 0),
+        59 if leap else int(found["second"] or 0),
+        int(fraction),
+        tzinfo=_zone(found["zone"]),
+    )
+    return start + timedelta(seconds=leap)
+
+
+def _zone(text: str | None) -> timezone:
+    if text is None or text == "Z":
+        return UTC
+    minutes = int(text[1:3]) * 60 + int(text[4:6])
+    return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
+
+
+def _width(found: re.Match[str], start: datetime) -> int:
+    day = 86_400_000
+    if found["fraction"]:
+        return 10 ** max(0, 3 - len(found["fraction"]))
+    for part, width in (("second", 1000), ("minute", 60_000), ("day", day)):
+        if found[part]:
+            return width
+    if found["month"]:
+        return monthrange(start.year, start.month)[1] * day
+    return (366 if monthrange(start.year, 2)[1] == 29 else 365) * day

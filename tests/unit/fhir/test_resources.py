@@ -1,0 +1,301 @@
+"""Bytes in, bytes out: what the store keeps of a resource, and what it finds again."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+from decimal import Decimal
+from typing import Any
+
+import orjson
+import pytest
+
+from app import errors
+from app.fhir import resources
+from app.store.database import Store
+
+Json = dict[str, Any]
+
+PATIENT = (
+    b'{ "resourceType" : "Patient", "name":[ {"family" : "M\xc3\xbcller",\n "given":["Eva"]} ],"birthDate": "1980-02" }'
+)
+STUDY: Json = {
+    "resourceType": "ImagingStudy",
+    "id": "s1",
+    "identifier": [
+        {"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"},
+        {"system": "urn:isocenter:accession", "value": "A1"},
+    ],
+    "status": "available",
+    "subject": {"reference": "Patient/p1"},
+    "started": "2024-03-01T10:00:00+01:00",
+    "endpoint": [{"reference": "Endpoint/e1"}],
+    "series": [
+        {
+            "uid": "1.2.3.4",
+            "modality": {"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "CT"},
+            "bodySite": {"system": "http://snomed.info/sct", "code": "51185008"},
+            "instance": [
+                {
+                    "uid": "1.2.3.4.5",
+                    "sopClass": {"system": "urn:ietf:rfc:3986", "code": "urn:oid:1.2.840.10008.5.1.4.1.1.2"},
+                }
+            ],
+        }
+    ],
+}
+
+
+def put(store: Store, resource: Json, natural_key: str | None = None) -> resources.Stored:
+    return store.transact(lambda tx: resources.put(tx, resource, cause="test", natural_key=natural_key))
+
+
+def find(store: Store, resource_type: str, *criteria: tuple[str, str]) -> list[str]:
+    with store.read() as connection:
+        return [found["id"] for found in resources.find(connection, resource_type, criteria)]
+
+
+def test_a_created_resource_keeps_the_clients_bytes_but_for_id_and_meta(store: Store) -> None:
+    stored = store.transact(lambda tx: resources.create(tx, "Patient", PATIENT, cause="test"))
+    inside = b'[ {"family" : "M\xc3\xbcller",\n "given":["Eva"]} ]'
+    assert stored.body.startswith(f'{{"resourceType":"Patient","id":"{stored.resource_id}","meta":{{'.encode())
+    assert inside in stored.body
+    read = orjson.loads(stored.body)
+    assert read.pop("meta") == {"versionId": "1", "lastUpdated": resources.instant(stored.updated)}
+    assert {**orjson.loads(PATIENT), "id": stored.resource_id} == read
+
+
+def test_id_and_meta_stay_where_the_client_put_them_and_its_other_meta_is_kept(store: Store) -> None:
+    body = b'{"active":true,"meta":{"tag":[{"code":"x"}],"versionId":"9"},"id":"p1","resourceType":"Patient"}'
+    stored, created = store.transact(lambda tx: resources.update(tx, "Patient", "p1", body, if_match=None, cause="t"))
+    assert created
+    when = resources.instant(stored.updated)
+    meta = f'"meta":{{"tag":[{{"code":"x"}}],"versionId":"1","lastUpdated":"{when}"}}'
+    assert stored.body == f'{{"active":true,{meta},"id":"p1","resourceType":"Patient"}}'.encode()
+
+
+def test_equal_content_makes_no_new_version_and_another_decimal_precision_does(store: Store) -> None:
+    def observe(value: str) -> bytes:
+        quantity = f'"valueQuantity":{{"value":{value},"unit":"mm"}}'
+        return f'{{"resourceType":"Observation","id":"o","status":"final","code":{{"text":"x"}},{quantity}}}'.encode()
+
+    def update(body: bytes) -> int:
+        return store.transact(lambda tx: resources.update(tx, "Observation", "o", body, if_match=None, cause="t"))[
+            0
+        ].version
+
+    assert [update(observe(value)) for value in ("12.50", "12.50", "12.5")] == [1, 1, 2]
+    assert update(observe("12.5").replace(b",", b" ,\n")) == 2
+
+
+def test_a_decimal_of_ours_is_written_and_read_with_its_digits(store: Store) -> None:
+    quantity = {"value": Decimal("12.50"), "unit": "mm"}
+    stored = put(
+        store,
+        {"resourceType": "Observation", "id": "o", "status": "final", "code": {"text": "x"}, "valueQuantity": quantity},
+    )
+    assert b'"value":12.50,' in stored.body
+    with store.read() as connection:
+        read = resources.read(connection, "Observation", "o")
+    assert read is not None
+    assert str(read["valueQuantity"]["value"]) == "12.50"
+
+
+def test_an_invalid_resource_is_refused_with_the_path_of_each_fault_and_nothing_is_stored(store: Store) -> None:
+    body = b'{"resourceType":"Patient","id":"p1","gender":"x","birthDate":"yesterday"}'
+    with pytest.raises(errors.Unprocessable) as refused:
+        store.transact(lambda tx: resources.update(tx, "Patient", "p1", body, if_match=None, cause="t"))
+    assert {issue.expression for issue in refused.value.issues} == {"Patient.gender", "Patient.birthDate"}
+    with store.read() as connection:
+        assert resources.read(connection, "Patient", "p1") is None
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"resourceType":"Patient"}',
+        b'{"resourceType":"Patient","id":"p2"}',
+        b'{"resourceType":"Device","id":"p1"}',
+        b"[]",
+        b"{",
+    ],
+)
+def test_an_update_needs_its_own_type_and_id_in_the_body(store: Store, body: bytes) -> None:
+    with pytest.raises(errors.BadRequest):
+        store.transact(lambda tx: resources.update(tx, "Patient", "p1", body, if_match=None, cause="t"))
+
+
+def test_of_eight_updates_of_the_same_version_exactly_one_wins(store: Store) -> None:
+    put(store, {"resourceType": "Patient", "id": "p1"})
+
+    def attempt(number: int) -> bool:
+        body = resources.dumps({"resourceType": "Patient", "id": "p1", "name": [{"family": f"F{number}"}]})
+        try:
+            store.transact(lambda tx: resources.update(tx, "Patient", "p1", body, if_match=1, cause="t"))
+        except errors.PreconditionFailed:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as pool:
+        assert sorted(pool.map(attempt, range(8))) == [False] * 7 + [True]
+
+
+def test_two_first_writers_of_our_own_end_as_two_versions(store: Store) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        stored = pool.map(
+            lambda n: put(store, {"resourceType": "Patient", "id": "p1", "name": [{"family": f"F{n}"}]}, "k"), range(8)
+        )
+        assert sorted(one.version for one in stored) == list(range(1, 9))
+
+
+def test_if_match_on_a_missing_resource_never_creates_it(store: Store) -> None:
+    body = b'{"resourceType":"Patient","id":"p1"}'
+    with pytest.raises(errors.PreconditionFailed):
+        store.transact(lambda tx: resources.update(tx, "Patient", "p1", body, if_match=1, cause="t"))
+
+
+def test_an_edit_changes_the_named_elements_and_no_other_byte(store: Store) -> None:
+    body = b'{"resourceType":"ServiceRequest","id":"r","status":"active","intent":"order","subject":{ "reference" : "Patient/p1" },"code":{"text" :"CT"}}'
+    store.transact(lambda tx: resources.update(tx, "ServiceRequest", "r", body, if_match=None, cause="t"))
+    identifier = [{"value": "A1"}]
+    edited = store.transact(lambda tx: resources.edit(tx, "ServiceRequest", "r", {"identifier": identifier}, cause="t"))
+    assert edited.version == 2
+    assert b'"subject":{ "reference" : "Patient/p1" },"code":{"text" :"CT"}' in edited.body
+    assert edited.body.endswith(b',"identifier":[{"value":"A1"}]}')
+    again = store.transact(lambda tx: resources.edit(tx, "ServiceRequest", "r", {"identifier": identifier}, cause="t"))
+    assert again == edited
+    removed = store.transact(lambda tx: resources.edit(tx, "ServiceRequest", "r", {"identifier": None}, cause="t"))
+    assert (removed.version, b"identifier" in removed.body) == (3, False)
+
+
+def test_an_edit_outside_the_fact_book_or_of_nothing_or_invalid_is_refused(store: Store) -> None:
+    put(store, STUDY)
+    for changes, refusal in (({"series": []}, errors.Conflict), ({"status": "lost"}, errors.Unprocessable)):
+        with pytest.raises(refusal):
+            store.transact(lambda tx, changes=changes: resources.edit(tx, "ImagingStudy", "s1", changes, cause="t"))
+    with pytest.raises(errors.NotFound):
+        store.transact(lambda tx: resources.edit(tx, "ImagingStudy", "s2", {"status": "available"}, cause="t"))
+
+
+def test_a_natural_key_finds_its_resource_and_stays_when_the_next_version_does_not_name_it(store: Store) -> None:
+    put(store, STUDY, "study 1.2.3")
+    put(store, {**STUDY, "status": "cancelled"})
+    with store.read() as connection:
+        found = resources.by_natural_key(connection, "study 1.2.3")
+        assert found is not None
+        assert (found["id"], found["status"]) == ("s1", "cancelled")
+        assert resources.by_natural_key(connection, "another") is None
+
+
+def test_the_facts_of_a_study_are_its_patient_its_uid_and_its_tokens(store: Store) -> None:
+    put(store, STUDY)
+    with store.read() as connection:
+        facts = resources.facts(connection, "ImagingStudy", "s1")
+        assert resources.facts(connection, "ImagingStudy", "none").patient_id is None
+    assert (facts.patient_id, facts.study_uids) == ("p1", frozenset({"1.2.3"}))
+    assert facts.index["identifier"] == {("urn:dicom:uid", "urn:oid:1.2.3"), ("urn:isocenter:accession", "A1")}
+    assert facts.index["patient"] == {("Patient", "p1")}
+
+
+@pytest.mark.parametrize(
+    ("criterion", "found"),
+    [
+        (("identifier", "urn:oid:1.2.3"), True),
+        (("identifier", "urn:dicom:uid|urn:oid:1.2.3"), True),
+        (("identifier", "urn:isocenter:accession|"), True),
+        (("identifier", "|A1"), False),
+        (("identifier", "B2,A1"), True),
+        (("identifier:not", "A1"), False),
+        (("identifier:not", "B2"), True),
+        (("status", "available"), True),
+        (("status", "http://hl7.org/fhir/imagingstudy-status|available"), True),
+        (("modality", "CT"), True),
+        (("modality", "MR"), False),
+        (("bodysite", "http://snomed.info/sct|51185008"), True),
+        (("instance", "1.2.3.4.5"), True),
+        (("dicom-class", "urn:oid:1.2.840.10008.5.1.4.1.1.2"), True),
+        (("patient", "p1"), True),
+        (("patient", "Patient/p1"), True),
+        (("patient:Patient", "p1"), True),
+        (("subject:Patient", "p1"), True),
+        (("subject", "Device/p1"), False),
+        (("endpoint", "Endpoint/e1"), True),
+        (("encounter:missing", "true"), True),
+        (("encounter:missing", "false"), False),
+        (("started", "2024-03-01"), True),
+        (("started", "2024"), True),
+        (("started", "2024-03-01T09:00:00Z"), True),
+        (("started", "2024-03-01T10:00:00 01:00"), True),
+        (("started", "ne2024-03-01"), False),
+        (("started", "gt2024-03-01"), False),
+        (("started", "ge2024-03-01"), True),
+        (("started", "lt2024-03-01"), False),
+        (("started", "le2024-03-01"), True),
+        (("started", "sa2024-02-29"), True),
+        (("started", "eb2024-03-02"), True),
+        (("started", "ap2024-03-02"), True),
+        (("started", "2023,2024"), True),
+        (("_id", "s0,s1"), True),
+        (("_lastUpdated", "gt2020"), True),
+        (("_lastUpdated", "lt2020"), False),
+    ],
+)
+def test_a_study_is_found_by(store: Store, criterion: tuple[str, str], found: bool) -> None:
+    put(store, STUDY)
+    assert find(store, "ImagingStudy", criterion) == (["s1"] if found else [])
+
+
+@pytest.mark.parametrize(
+    ("criterion", "found"),
+    [
+        (("name", "MULLER"), True),
+        (("name", "ev"), True),
+        (("family", "uller"), False),
+        (("family:contains", "uLLe"), True),
+        (("family:exact", "Müller"), True),
+        (("family:exact", "müller"), False),
+        (("family", "100%"), False),
+        (("phone", "555"), True),
+        (("email", "555"), False),
+        (("birthdate", "1980"), True),
+        (("birthdate", "1980-02-01"), False),
+        (("deceased", "false"), True),
+        (("active", "true"), True),
+        (("address-city", "zurich"), True),
+        (("gender", "female"), True),
+        (("_tag", "x"), True),
+    ],
+)
+def test_a_patient_is_found_by(store: Store, criterion: tuple[str, str], found: bool) -> None:
+    patient: Json = {**orjson.loads(PATIENT), "id": "p1", "meta": {"tag": [{"code": "x"}]}, "active": True}
+    patient |= {"telecom": [{"system": "phone", "value": "555"}], "address": [{"city": "Zürich"}], "gender": "female"}
+    put(store, patient)
+    assert find(store, "Patient", criterion) == (["p1"] if found else [])
+
+
+def test_criteria_are_anded_and_an_old_version_is_not_found(store: Store) -> None:
+    put(store, STUDY)
+    put(store, {**STUDY, "status": "cancelled"})
+    assert find(store, "ImagingStudy", ("status", "available")) == []
+    assert find(store, "ImagingStudy", ("status", "cancelled"), ("modality", "CT")) == ["s1"]
+    assert find(store, "ImagingStudy", ("status", "cancelled"), ("modality", "MR")) == []
+
+
+def test_undated_resources_come_last_in_both_directions(store: Store) -> None:
+    for number, started in (("a", "2024-01-01"), ("b", None), ("c", "1950-01-01")):
+        put(
+            store,
+            {**STUDY, "id": number, "started": started}
+            if started
+            else {name: value for name, value in {**STUDY, "id": number}.items() if name != "started"},
+        )
+    assert find(store, "ImagingStudy", ("_sort", "-started")) == ["a", "c", "b"]
+    assert find(store, "ImagingStudy", ("_sort", "started")) == ["c", "a", "b"]
+
+
+def test_a_text_longer_than_an_index_row_is_kept_whole_and_found_by_its_beginning(store: Store) -> None:
+    text = "ü" * 9000
+    put(
+        store, {"resourceType": "Observation", "id": "o", "status": "final", "code": {"text": "x"}, "valueString": text}
+    )
+    assert find(store, "Observation", ("value-string", "UUU")) == ["o"]
+    assert find(store, "Observation", ("value-string:exact", text)) == ["o"]
