@@ -19,7 +19,8 @@ forbid_starts() {
         say "$POLICY of this machine lets new packages start their services: install them yourself, with 'apt-get install --no-install-recommends $*', then repeat."
         exit 1
     fi
-    printf '#!/bin/sh\n%s\nexit 101\n' "$MARK" >"$POLICY"
+    # The list survives an interruption, so that the next run still knows whose services to keep off.
+    printf '#!/bin/sh\n%s\n# brought: %s\nexit 101\n' "$MARK" "${brought[*]}" >"$POLICY"
     chmod 755 "$POLICY"
 }
 
@@ -39,12 +40,17 @@ clean_up() {
 }
 
 brought=()
+if grep -qsxF "$MARK" "$POLICY"; then
+    read -ra brought < <(sed -n 's/^# brought: //p' "$POLICY") || true
+    interrupted=yes
+fi
 for service in "${SERVICES[@]}"; do
     case " $* " in *" $service "*) is_installed "$service" || brought+=("$service") ;; esac
 done
 forbid_starts "$@"
 trap clean_up EXIT
 export DEBIAN_FRONTEND=noninteractive NEEDRESTART_SUSPEND=1
-apt=(apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold -o Acquire::Retries=3)
+[ -z "${interrupted:-}" ] || dpkg --configure --pending
+apt=(apt-get -o DPkg::Lock::Timeout=600 -o Dpkg::Options::=--force-confold -o Acquire::Retries=2)
 "${apt[@]}" update
 "${apt[@]}" install --yes --no-install-recommends --no-remove "$@" </dev/null

@@ -183,6 +183,8 @@ def npm_environment(environment: dict[str, str]) -> dict[str, str]:
 
 
 def verify(tarball: Path, release: Release) -> None:
+    if not tarball.is_file():
+        sys.exit(f"There is no file {tarball}: name the fetched npm package of OHIF {release.version}.")
     algorithm, _, expected = release.integrity.partition("-")
     with tarball.open("rb") as file:
         digest = hashlib.file_digest(file, algorithm).digest()

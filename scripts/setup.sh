@@ -46,10 +46,16 @@ wanted_packages() {
                                wanted && NF && !/^#/ { print $1 }' deploy/apt-packages.txt
 }
 
+is_there() {
+    # Any PostgreSQL server will do, whoever packaged it: the tests run their own cluster with it.
+    [ "$1" = postgresql ] && compgen -G '/usr/lib/postgresql/*/bin/initdb' >/dev/null && return
+    [ "$(dpkg-query -W -f='${db:Status-Status}' "$1" 2>/dev/null || true)" = installed ]
+}
+
 missing_packages() {
     local package
     for package in $(wanted_packages); do
-        [ "$(dpkg-query -W -f='${db:Status-Status}' "$package" 2>/dev/null || true)" = installed ] || echo "$package"
+        is_there "$package" || echo "$package"
     done
 }
 
@@ -89,8 +95,9 @@ find_uv() {
             stop "uv could not be fetched from PyPI (see $LOG): check the network or pip's index setting, then repeat."
     fi
     PATH=$PATH:$PWD/.tools/uv/bin
-    if [ "$(id -u)" -eq 0 ] && [ ! -e /usr/local/bin/uv ] && [ ! -L /usr/local/bin/uv ] && [ -d /usr/local/bin ]; then
-        ln -s "$PWD/.tools/uv/bin/uv" /usr/local/bin/uv
+    # A link of a folder that is gone is replaced, a file of somebody else is not.
+    if [ "$(id -u)" -eq 0 ] && [ ! -e /usr/local/bin/uv ] && [ -d /usr/local/bin ]; then
+        ln -sfn "$PWD/.tools/uv/bin/uv" /usr/local/bin/uv
     elif [ ! -e .tools/uv/told ]; then
         say "to type 'uv run isocenter …' yourself, first: export PATH=\"\$PATH:$PWD/.tools/uv/bin\""
         touch .tools/uv/told
