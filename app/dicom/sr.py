@@ -607,7 +607,7 @@ class _Numbers:
         self.regions = tuple(dict.fromkeys((*self.regions, *shapes)))
         drawn = [region for region in self.regions if region.graphic]
         only = drawn[0] if len(drawn) == 1 else None
-        measurements = [self.measurement(item, own[item.path] or only) for item in items if not self.placeholder(item)]
+        measurements = [self.measurement(item, own[item.path] or only) for item in items if self.is_measurement(item)]
         return replace(self.group, regions=self.regions, measurements=tuple(self.without_empties(measurements)))
 
     def own_region(self, item: Item) -> Region | None:
@@ -616,10 +616,13 @@ class _Numbers:
         found = [region for child in shapes if (region := _region(self.tree, self.places, child))]
         return found[0] if found else None
 
-    def placeholder(self, item: Item) -> bool:
+    def is_measurement(self, item: Item) -> bool:
         """Probe, arrow and key image carry a number only because a group had to have one."""
+        if item.name is None:
+            self.tree.problems.append(Problem(item.path, "the number has no name"))
+            return False
         tool = self.group.tool or ""
-        return item.named(CENTER) and tool.split(":")[0] in PLACEHOLDERS
+        return not (item.named(CENTER) and tool.split(":")[0] in PLACEHOLDERS)
 
     def without_empties(self, measurements: list[Measurement]) -> Iterator[Measurement]:
         """Cornerstone writes statistics it does not have as empty numbers beside those it has."""
