@@ -270,7 +270,7 @@ def _members(element: Element, kind: Kind) -> dict[str, Member]:
     test = _bound(element, test)
     if element.many:
         return {name: _scalars(name, element.name, test), f"_{name}": _siblings(name, element.name)}
-    return {name: _scalar(element.name, test), f"_{name}": _single(element.name, partial(check_object, "Element"))}
+    return {name: _scalar(element.name, test), f"_{name}": _sibling(name, element.name)}
 
 
 def _bound(element: Element, test: Test) -> Test:
@@ -336,6 +336,13 @@ def _scalars(json_name: str, name: str, test: Test) -> Member:
     return member
 
 
+def _sibling(json_name: str, name: str) -> Member:
+    def member(content: Any, node: Json, path: str, run: Run) -> None:
+        _check_sibling(content, node.get(json_name), f"{path}.{name}", run)
+
+    return member
+
+
 def _siblings(json_name: str, name: str) -> Member:
     """The ids and extensions of a list of primitives, aligned with it by nulls."""
 
@@ -348,17 +355,28 @@ def _siblings(json_name: str, name: str) -> Member:
         for index, item in enumerate(content):
             at = f"{path}.{name}[{index}]"
             if item is not None:
-                check_object("Element", item, at, run)
+                _check_sibling(item, _at(values, index), at, run)
             elif json_name not in node:
                 run.fault("structure", at, primitives.NULL.diagnostics)
 
     return member
 
 
+def _check_sibling(content: Any, value: Any, path: str, run: Run) -> None:
+    """The id and the extensions of a primitive; beside a value an id alone is enough."""
+    if value is not None and type(content) is dict and content:
+        _check_names(compile_structure("Element"), content, path, run)
+    else:
+        check_object("Element", content, path, run)
+
+
 def _null(siblings: Any, index: int) -> primitives.Fault | None:
     """Null stands for a value only where its sibling says why."""
-    has_sibling = type(siblings) is list and len(siblings) > index and siblings[index] is not None
-    return None if has_sibling else primitives.NULL
+    return primitives.NULL if _at(siblings, index) is None else None
+
+
+def _at(values: Any, index: int) -> Any:
+    return values[index] if type(values) is list and index < len(values) else None
 
 
 def _is_list(content: Any, path: str, run: Run) -> bool:
