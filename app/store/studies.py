@@ -1,0 +1,102 @@
+"""The studies the archive holds, whose they are, and who stored what through the gateway."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from app.access import Access
+from app.store.database import now, upsert
+from app.store.tables import instance, stow, study
+
+
+@dataclass(frozen=True, slots=True)
+class HeldStudy:
+    """One study of the archive and the patient and ImagingStudy it belongs to."""
+
+    orthanc_id: str
+    study_uid: str
+    imaging_study_id: str
+    patient_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeldInstance:
+    """One instance of the archive and its place."""
+
+    orthanc_id: str
+    study_orthanc_id: str
+    series_uid: str
+    sop_uid: str
+    sop_class: str
+    modality: str = ""
+
+
+COLUMNS = (study.c.orthanc_id, study.c.study_uid, study.c.imaging_study_id, study.c.patient_id)
+
+
+def with_uid(connection: Connection, study_uid: str) -> list[HeldStudy]:
+    """Every study that carries the UID: more than one when it was used for two patients."""
+    return _held(connection, sa.select(*COLUMNS).where(study.c.study_uid == study_uid, study.c.missing_since.is_(None)))
+
+
+def candidates(connection: Connection, access: Access, study_uid: str | None = None) -> list[HeldStudy]:
+    """The studies a search of this caller may have to look at, in a stable order; `decide` has the last word."""
+    statement = sa.select(*COLUMNS).where(study.c.missing_since.is_(None))
+    if study_uid is not None:
+        statement = statement.where(study.c.study_uid == study_uid)
+    if access.studies is not None:
+        statement = statement.where(study.c.study_uid.in_(access.studies))
+    if all(scope.context == "patient" for scope in access.scopes):
+        statement = statement.where(study.c.patient_id == access.patient_id)
+    return _held(connection, statement.order_by(study.c.study_uid, study.c.orthanc_id))
+
+
+def put(connection: Connection, held: HeldStudy, *, digest: str, complete: bool = False, instances: int = 0) -> None:
+    """Write what is known of a study, new or not; it is in the archive now."""
+    values = asdict(held) | {"digest": digest, "changed": now(), "complete": complete, "instances": instances}
+    upsert(connection, study, values | {"missing_since": None}, keys=("orthanc_id",))
+
+
+def put_instances(connection: Connection, study_orthanc_id: str, held: Iterable[HeldInstance]) -> None:
+    """Make these the study's instances, and no others."""
+    connection.execute(instance.delete().where(instance.c.study_orthanc_id == study_orthanc_id))
+    if rows := [asdict(one) for one in held]:
+        connection.execute(instance.insert(), rows)
+
+
+@dataclass(frozen=True, slots=True)
+class Stowed:
+    """Who stored which object, and the hash of the bytes sent."""
+
+    sop_uid: str
+    study_uid: str
+    grant_id: str | None
+    client_id: str
+    fhir_user: str | None
+    sha256: str
+
+
+def record_stow(connection: Connection, stowed: Stowed) -> None:
+    """Remember who stores an object, before the archive gets it. A repeated attempt replaces the former."""
+    upsert(connection, stow, asdict(stowed) | {"at": now()}, keys=("sop_uid",))
+
+
+def forget_stow(connection: Connection, sop_uid: str) -> None:
+    """The archive did not take the object."""
+    connection.execute(stow.delete().where(stow.c.sop_uid == sop_uid))
+
+
+def stowed(connection: Connection, sop_uid: str) -> Stowed | None:
+    """Who stored the object, if it came through the gateway."""
+    columns = [stow.c[name] for name in Stowed.__dataclass_fields__]
+    row = connection.execute(sa.select(*columns).where(stow.c.sop_uid == sop_uid)).one_or_none()
+    return None if row is None else Stowed(*row)
+
+
+def _held(connection: Connection, statement: sa.Select[Any, Any, Any, Any]) -> list[HeldStudy]:
+    return [HeldStudy(*row) for row in connection.execute(statement)]
