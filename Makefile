@@ -1,13 +1,13 @@
 # The words of the daily work; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check dev bench golden
+.PHONY: help setup setup-test demo test check dev bench golden
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 # A uv that the set-up fetched stands behind one that is already there.
 export PATH := $(PATH):$(CURDIR)/.tools/uv/bin
 
 help:
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-11s %s\n", $$1, $$2 }' $(firstword $(MAKEFILE_LIST))
 
 setup: ## all that the demo needs on this machine, nothing started
 	@scripts/setup.sh demo
@@ -15,8 +15,10 @@ setup: ## all that the demo needs on this machine, nothing started
 demo: setup ## set up, play one order through its whole life, then keep serving (ARGS="--once" stops after it)
 	@exec .venv/bin/isocenter demo $(ARGS)
 
-test: ## set up for tests, then every check and the whole suite
+setup-test: ## all that the tests need
 	@scripts/setup.sh test
+
+test: setup-test ## set up for tests, then every check and the whole suite
 	@scripts/check.sh all $(ARGS)
 
 check: ## format, lint, floors, types and the quick tests (seconds)

@@ -62,6 +62,8 @@ missing_packages() {
 # A plugin's package would be loaded by the Orthanc that works here at its next start: its owner decides.
 spare_running_orthanc() {
     case " $* " in *" orthanc "*) return ;; *" orthanc-dicomweb "*) ;; *) return 0 ;; esac
+    # Unless an interrupted set-up brought it.
+    ! grep -qs '^# brought:.* orthanc' /usr/sbin/policy-rc.d || return 0
     if grep -qsx Orthanc /proc/[0-9]*/comm || systemctl is-enabled --quiet orthanc 2>/dev/null; then
         stop "This machine's own Orthanc lacks its DICOMweb plugin and would load it at its next start: if that is welcome, run 'apt-get install --no-install-recommends orthanc-dicomweb', then repeat."
     fi
@@ -98,7 +100,7 @@ find_uv() {
     # A link of a folder that is gone is replaced, a file of somebody else is not.
     if [ "$(id -u)" -eq 0 ] && [ ! -e /usr/local/bin/uv ] && [ -d /usr/local/bin ]; then
         ln -sfn "$PWD/.tools/uv/bin/uv" /usr/local/bin/uv
-    elif [ ! -e .tools/uv/told ]; then
+    elif [ ! /usr/local/bin/uv -ef .tools/uv/bin/uv ] && [ ! -e .tools/uv/told ]; then
         say "to type 'uv run isocenter …' yourself, first: export PATH=\"\$PATH:$PWD/.tools/uv/bin\""
         touch .tools/uv/told
     fi
