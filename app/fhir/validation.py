@@ -2,6 +2,9 @@
 
 Each structure becomes a table from JSON names to small functions, made when the first resource needs it. All faults are
 collected; no sentence repeats a value, since values may be about patients.
+
+Not judged: profiles, bindings weaker than required, what a reference's target says about itself, and the invariants of
+`invariants.NOT_CHECKED` and of types that are not served, such as Questionnaire (their structure is).
 """
 
 from __future__ import annotations
@@ -17,7 +20,7 @@ from typing import Any
 from app.errors import BadRequest, Issue
 from app.fhir import definitions, invariants, narrative, primitives
 from app.fhir.definitions import Element, Kind
-from app.fhir.primitives import Test
+from app.fhir.primitives import Fault, Test
 
 Json = dict[str, Any]
 
@@ -53,6 +56,7 @@ class Structure:
     """A compiled type or backbone."""
 
     is_resource: bool
+    scalars: dict[str, tuple[str, Test]]
     members: dict[str, Member]
     required: tuple[tuple[str, frozenset[str]], ...]
     choices: tuple[tuple[str, Mapping[str, str]], ...]
@@ -171,13 +175,23 @@ def check_object(kind: str, value: Any, path: str, run: Run) -> None:
 
 
 def _check_names(structure: Structure, node: Json, path: str, run: Run) -> None:
-    members = structure.members
+    scalars, members = structure.scalars, structure.members
     for name, content in node.items():
-        member = members.get(name)
-        if member is None:
-            _unknown(name, structure, path, run)
+        if name in scalars:
+            shown, test = scalars[name]
+            fault = test(content)
+            if fault:
+                _report(fault, content, f"{path}.{shown}", run)
+        elif name in members:
+            members[name](content, node, path, run)
         else:
-            member(content, node, path, run)
+            _unknown(name, structure, path, run)
+
+
+def _report(fault: Fault, content: Any, path: str, run: Run) -> None:
+    if content is None:
+        fault = primitives.NULL
+    run.fault(fault.code, path, fault.diagnostics)
 
 
 def _check_whole(structure: Structure, node: Json, path: str, run: Run) -> None:
@@ -224,16 +238,18 @@ def _contained_types(resource: Json) -> dict[str, str]:
 def compile_structure(kind: str) -> Structure:
     """The functions for one type or backbone; nested ones are compiled when they are met."""
     elements = tuple(definitions.elements(kind))
+    fields = [(element, one) for element in elements for one in element.kinds]
+    scalars = dict(_scalar(element, one) for element, one in fields if one.name in _TESTS and not element.many)
     members: dict[str, Member] = {}
-    for element in elements:
-        for one in element.kinds:
-            members |= _members(element, one)
+    for element, one in fields:
+        members |= _members(element, one)
     is_resource = kind in definitions.resource_types()
     if is_resource:
+        scalars["id"] = ("id", _TESTS["id"])
         members["resourceType"] = _anything
-        members["id"] = _scalar("id", _TESTS["id"])
     return Structure(
         is_resource=is_resource,
+        scalars=scalars,
         members=members,
         required=tuple((element.name, frozenset(_bases(element))) for element in elements if element.required),
         choices=tuple((element.name, _bases(element)) for element in elements if element.choice),
@@ -261,16 +277,20 @@ def _bases(element: Element) -> dict[str, str]:
     return {name: name for name in names} | {f"_{name}": name for name, primitive in names.items() if primitive}
 
 
+def _scalar(element: Element, kind: Kind) -> tuple[str, tuple[str, Test]]:
+    return _json_name(element, kind), (element.name, _bound(element, _TESTS[kind.name]))
+
+
 def _members(element: Element, kind: Kind) -> dict[str, Member]:
+    """All that is not one value of a primitive: objects, lists, and the siblings of primitives."""
     name = _json_name(element, kind)
-    test = _TESTS.get(kind.name)
-    if test is None:
+    if kind.name not in _TESTS:
         check = _check(element, kind)
         return {name: _listed(element.name, check) if element.many else _single(element.name, check)}
-    test = _bound(element, test)
     if element.many:
-        return {name: _scalars(name, element.name, test), f"_{name}": _siblings(name, element.name)}
-    return {name: _scalar(element.name, test), f"_{name}": _sibling(name, element.name)}
+        values = _scalars(name, element.name, _bound(element, _TESTS[kind.name]))
+        return {name: values, f"_{name}": _siblings(name, element.name)}
+    return {f"_{name}": _sibling(name, element.name)}
 
 
 def _bound(element: Element, test: Test) -> Test:
@@ -310,16 +330,6 @@ def _listed(name: str, check: Check) -> Member:
         if _is_list(content, f"{path}.{name}", run):
             for index, item in enumerate(content):
                 check(item, f"{path}.{name}[{index}]", run)
-
-    return member
-
-
-def _scalar(name: str, test: Test) -> Member:
-    def member(content: Any, _node: Json, path: str, run: Run) -> None:
-        fault = test(content)
-        if fault:
-            fault = primitives.NULL if content is None else fault
-            run.fault(fault.code, f"{path}.{name}", fault.diagnostics)
 
     return member
 
@@ -370,7 +380,7 @@ def _check_sibling(content: Any, value: Any, path: str, run: Run) -> None:
         check_object("Element", content, path, run)
 
 
-def _null(siblings: Any, index: int) -> primitives.Fault | None:
+def _null(siblings: Any, index: int) -> Fault | None:
     """Null stands for a value only where its sibling says why."""
     return primitives.NULL if _at(siblings, index) is None else None
 

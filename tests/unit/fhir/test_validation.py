@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from fhir.resources.R4B import get_fhir_model_class
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -615,6 +616,28 @@ def test_references_point_to_resource_types_only() -> None:
         for target in kind.narrowed
     }
     assert targets <= definitions.resource_types()
+
+
+def test_search_parameters_are_about_their_own_type() -> None:
+    parameters = definitions.read("search-parameters.json")
+    for resource_type, rows in parameters.items():
+        for row in rows.values():
+            parts = row.get("expression", resource_type).split(" | ")
+            assert all(part.lstrip("(").split(".")[0].split(" ")[0] == resource_type for part in parts)
+    addresses = {row["url"] for rows in parameters.values() for row in rows.values()}
+    components = [item for rows in parameters.values() for row in rows.values() for item in row.get("component", ())]
+    assert {item["definition"] for item in components} <= addresses
+    assert parameters["ImagingStudy"]["started"] == {
+        "type": "date",
+        "expression": "ImagingStudy.started",
+        "url": "http://hl7.org/fhir/SearchParameter/ImagingStudy-started",
+    }
+
+
+@pytest.mark.parametrize("name", VALID)
+def test_a_second_judge_accepts_what_is_valid(name: str) -> None:
+    plain = json.loads(json.dumps(VALID[name], default=float))
+    assert get_fhir_model_class(name).model_validate(plain)
 
 
 # --- anything at all -------------------------------------------------------------------------------------------
