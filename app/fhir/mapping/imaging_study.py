@@ -36,11 +36,11 @@ class Instance(Protocol):
 
     # fmt: off
     @property
-    def sop_uid(self) -> str: ...  # noqa: D102
+    def sop_uid(self) -> str: ...
     @property
-    def sop_class(self) -> str: ...  # noqa: D102
+    def sop_class(self) -> str: ...
     @property
-    def number(self) -> str: ...  # noqa: D102
+    def number(self) -> str: ...
     # fmt: on
 
 

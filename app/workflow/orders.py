@@ -1,0 +1,311 @@
+"""From a ServiceRequest to a worklist: numbers, steps and the registered study in the order's own transaction."""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterable, Iterator
+from datetime import UTC, datetime
+from typing import Any
+
+from pydicom.dataset import Dataset
+from sqlalchemy.engine import Connection
+
+from app.access import Access
+from app.dicom.worklist import Worklist, WorklistKeys
+from app.errors import Conflict, Issue, Unprocessable
+from app.fhir import resources
+from app.fhir.mapping import imaging_study, task, terms, worklist
+from app.fhir.mapping.codes import Json
+from app.store import counters, timeline
+from app.store.database import Store
+from app.store.timeline import Happening
+from app.workflow.site import Procedure, Site
+from app.workflow.states import OPEN, STEP_MOVES, WAITING
+
+INTENTS = frozenset({"order", "original-order", "filler-order", "instance-order"})
+IMAGING = ("http://snomed.info/sct", "363679005")
+STUDY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/ImagingStudy")
+UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
+SHORT_STRING = 16
+"""Accession numbers and step ids are DICOM SH: at most 16 characters."""
+
+
+# --- what is an order ----------------------------------------------------------------------------------------
+
+
+def is_order(site: Site, resource: Json) -> bool:
+    """Whether a ServiceRequest asks for imaging here: an order intent, and imaging by category or catalogue."""
+    if resource.get("intent") not in INTENTS or resource.get("status") == "draft":
+        return False
+    categories = [coding for concept in resource.get("category", []) for coding in concept.get("coding", [])]
+    if any((coding.get("system"), coding.get("code")) == IMAGING for coding in categories):
+        return True
+    return site.procedure(_codings(resource)).known
+
+
+def study_resource_id(study_uid: str, patient_id: str) -> str:
+    """The ImagingStudy of a Study Instance UID and a patient: two patients under one UID stay two."""
+    return str(uuid.uuid5(STUDY_NAMESPACE, f"{study_uid}|{patient_id}"))
+
+
+def natural_key(study_uid: str, patient_id: str) -> str:
+    """The one key by which every write path finds a study's resource."""
+    return f"study:{study_uid}|{patient_id}"
+
+
+# --- the hook behind every write of a ServiceRequest -----------------------------------------------------------
+
+
+def received(site: Site, connection: Connection, caller: Access, order: Json, before: Json | None) -> None:
+    """Do what a created or changed ServiceRequest means; anything that is no order is only stored."""
+    known = before is not None and steps_of(connection, order["id"]) != []
+    if not known and not (is_order(site, order) and order["status"] == "active"):
+        return
+    cause = f"ServiceRequest/{order['id']} by {caller.client_id}"
+    order = _numbered(site, connection, order, before, cause)
+    if order["status"] == "active":
+        _schedule(site, connection, order, cause)
+        move_steps(connection, order["id"], "order-released", cause)
+    elif order["status"] == "on-hold":
+        move_steps(connection, order["id"], "order-held", cause)
+    elif order["status"] in {"revoked", "entered-in-error"}:
+        _cancel(connection, order, cause)
+
+
+def steps_of(connection: Connection, order_id: str) -> list[Json]:
+    """The scheduled steps of an order, first step first."""
+    found = resources.find(connection, "Task", [("focus", f"ServiceRequest/{order_id}")])
+    return sorted((one for one in found if task.is_step(one)), key=lambda one: one["identifier"][0]["value"])
+
+
+def studies_of(connection: Connection, order_id: str) -> list[Json]:
+    """The ImagingStudies of an order."""
+    return resources.find(connection, "ImagingStudy", [("basedon", f"ServiceRequest/{order_id}")])
+
+
+def move_steps(connection: Connection, order_id: str, kind: str, cause: str, *, modality: str | None = None) -> int:
+    """Let an event act on an order's steps, or on those of one modality; how many moved."""
+    move, moved = STEP_MOVES[kind], 0
+    for step in steps_of(connection, order_id):
+        if step["status"] not in move.sources or modality not in {None, task.modality(step)}:
+            continue
+        changes: dict[str, Any] = {"status": move.status, "businessStatus": task.business_status(move.business)}
+        resources.edit(connection, "Task", step["id"], changes, cause=cause)
+        moved += 1
+    if moved:
+        timeline.add(connection, Happening(kind, cause, order_id=order_id))
+    return moved
+
+
+def _numbered(site: Site, connection: Connection, order: Json, before: Json | None, cause: str) -> Json:
+    """Give the order its accession number and Study Instance UID, or keep those it had."""
+    identifiers: list[Json] = list(order.get("identifier", []))
+    held = (before or {}).get("identifier", [])
+    if worklist.accession(order) is None:
+        kept = next((one for one in held if worklist.accession({"identifier": [one]})), None)
+        identifiers.append(kept or _new_accession(site, connection))
+    if imaging_study.uid_of(order) is None:
+        kept = next((one for one in held if one.get("system") == terms.DICOM_UID), None)
+        identifiers.append(kept or imaging_study.uid_identifier(f"2.25.{uuid.uuid4().int}"))
+    numbered = order | {"identifier": identifiers}
+    _check_numbers(numbered)
+    if identifiers != order.get("identifier", []):
+        resources.edit(connection, "ServiceRequest", order["id"], {"identifier": identifiers}, cause=cause)
+    return numbered
+
+
+def _new_accession(site: Site, connection: Connection) -> Json:
+    authority = site.settings.default_authority("accession")
+    while True:
+        value = f"IC{counters.take(connection, 'accession'):08d}"
+        taken = resources.find(connection, "ServiceRequest", [("identifier", f"{authority.fhir_system}|{value}")])
+        if not taken:
+            return imaging_study.accession_identifier(authority.fhir_system, value)
+
+
+def _check_numbers(order: Json) -> None:
+    accession, uid = worklist.accession(order) or "", imaging_study.uid_of(order) or ""
+    if not accession or len(accession) > SHORT_STRING or "\\" in accession:
+        raise _refused("ServiceRequest.identifier", "an accession number has 1 to 16 characters and no backslash")
+    if not UID.fullmatch(uid) or len(uid) > 64:
+        raise _refused("ServiceRequest.identifier", "the urn:dicom:uid identifier is not a DICOM UID")
+
+
+def _schedule(site: Site, connection: Connection, order: Json, cause: str) -> None:
+    patient_id = _patient_id(connection, order)
+    uid, steps = imaging_study.uid_of(order) or "", steps_of(connection, order["id"])
+    procedure = site.procedure(_codings(order))
+    if all(step["status"] in WAITING for step in steps):
+        for step in _planned(order, patient_id, procedure):
+            _put_step(connection, step, steps, cause)
+    _register(connection, order, (uid, patient_id), [step.modality for step in procedure.steps], cause)
+    if not steps:
+        timeline.add(connection, Happening("order-accepted", cause, order_id=order["id"], study_uid=uid))
+        if not procedure.known:
+            review(
+                connection, f"procedure|{order['id']}", "unknown-procedure", f"ServiceRequest/{order['id']}", patient_id
+            )
+
+
+def _planned(order: Json, patient_id: str, procedure: Procedure) -> Iterator[task.Step]:
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+    start = order.get("occurrenceDateTime") or order.get("occurrencePeriod", {}).get("start")
+    accession = worklist.accession(order) or ""
+    for number, planned in enumerate(procedure.steps, start=1):
+        yield task.Step(
+            order_id=order["id"],
+            patient_id=patient_id,
+            number=number,
+            modality=planned.modality,
+            station=planned.station,
+            protocol=planned.protocol,
+            sps_id=f"{accession[: SHORT_STRING - 3]}-{number}",
+            start=start,
+            authored=order.get("authoredOn") or moment,
+        )
+
+
+def _put_step(connection: Connection, step: task.Step, known: list[Json], cause: str) -> None:
+    planned = task.scheduled(step)
+    before = next((one for one in known if one["id"] == planned["id"]), None)
+    if before is not None:
+        kept = {name: before[name] for name in ("status", "businessStatus") if name in before}
+        # Without an authoredOn of its own the order keeps the time it was first accepted.
+        planned |= kept | {"authoredOn": before["authoredOn"]}
+    resources.put(connection, planned, cause=cause)
+
+
+def _register(connection: Connection, order: Json, key: tuple[str, str], modalities: Iterable[str], cause: str) -> None:
+    uid, patient_id = key
+    reference = {"reference": f"ServiceRequest/{order['id']}"}
+    known = resources.read(connection, "ImagingStudy", study_resource_id(uid, patient_id))
+    if known is not None and known["status"] != "registered":
+        return
+    if known is not None and reference not in known.get("basedOn", []):
+        raise Conflict("another order of this patient has reserved the same Study Instance UID")
+    links = imaging_study.Links(
+        resource_id=study_resource_id(uid, patient_id),
+        subject={"reference": f"Patient/{patient_id}"},
+        endpoint={},
+        based_on=(reference,),
+        accession=accession_of(order),
+        referrer=_referrer(order),
+        reason=tuple(order.get("reasonCode", [])),
+        procedure=(order["code"],) if order.get("code") else (),
+    )
+    study = imaging_study.registered(uid, links, modalities)
+    resources.put(connection, study, cause=cause, natural_key=natural_key(uid, patient_id))
+
+
+def accession_of(order: Json) -> Json | None:
+    """The identifier that holds an order's accession number."""
+    return next((one for one in order.get("identifier", []) if worklist.accession({"identifier": [one]})), None)
+
+
+def _referrer(order: Json) -> Json | None:
+    requester = order.get("requester", {})
+    reference = requester.get("reference", "")
+    return requester if reference.split("/")[0] in {"Practitioner", "PractitionerRole"} else None
+
+
+def _cancel(connection: Connection, order: Json, cause: str) -> None:
+    studies = studies_of(connection, order["id"])
+    if any(study["status"] == "available" for study in studies):
+        patient_id = patient_of(order)
+        review(
+            connection, f"cancel|{order['id']}", "cancelled-after-start", f"ServiceRequest/{order['id']}", patient_id
+        )
+        return
+    move_steps(connection, order["id"], "order-cancelled", cause)
+    for study in studies:
+        if study["status"] == "registered":
+            resources.edit(connection, "ImagingStudy", study["id"], {"status": "cancelled"}, cause=cause)
+
+
+def review(connection: Connection, key: str, reason: str, focus: str, patient_id: str | None) -> None:
+    """Ask a person; asking the same thing again changes nothing."""
+    patient = f"Patient/{patient_id}" if patient_id else None
+    moment = datetime.now(UTC).isoformat(timespec="seconds")
+    asked = task.review(key, reason, focus=focus, patient=patient, authored=moment)
+    if resources.read(connection, "Task", asked["id"]) is None:
+        resources.put(connection, asked, cause=f"{focus}: {reason}")
+
+
+def patient_of(order: Json) -> str | None:
+    """The id of the Patient an order is for."""
+    kind, _, patient_id = order.get("subject", {}).get("reference", "").partition("/")
+    return patient_id.split("/")[0] if kind == "Patient" and patient_id else None
+
+
+def _patient_id(connection: Connection, order: Json) -> str:
+    patient_id = patient_of(order)
+    if patient_id is None or resources.read(connection, "Patient", patient_id) is None:
+        raise _refused("ServiceRequest.subject", "an imaging order needs a Patient that this server knows")
+    return patient_id
+
+
+def _codings(order: Json) -> list[Json]:
+    return order.get("code", {}).get("coding", [])
+
+
+def _refused(expression: str, sentence: str) -> Unprocessable:
+    return Unprocessable(issues=(Issue("business-rule", sentence, expression),))
+
+
+# --- the worklist is a view ------------------------------------------------------------------------------------
+
+
+def worklist_of(store: Store, site: Site) -> Worklist:
+    """The source of worklist items: every open step of an active order, narrowed by the keys of the query."""
+
+    def items(keys: WorklistKeys) -> Iterable[Dataset]:
+        with store.read() as connection:
+            return [found for step in _open_steps(connection, keys) if (found := _item(connection, site, step))]
+
+    return items
+
+
+def _open_steps(connection: Connection, keys: WorklistKeys) -> Iterator[Json]:
+    narrowed = {"patient": _patients(connection, keys), "focus": _orders(connection, keys)}
+    if "" in narrowed.values():
+        return
+    status = {"status": ",".join(sorted(OPEN))}
+    criteria = [(name, found) for name, found in (status | narrowed).items() if found]
+    for step in resources.find(connection, "Task", criteria):
+        fits = keys.modality in {None, task.modality(step)} and keys.station_ae in {None, task.station(step)}
+        if task.is_step(step) and fits:
+            yield step
+
+
+def _patients(connection: Connection, keys: WorklistKeys) -> str | None:
+    if keys.patient_id is None:
+        return None
+    found = resources.find(connection, "Patient", [("identifier", _escaped(keys.patient_id))])
+    return ",".join(f"Patient/{patient['id']}" for patient in found)
+
+
+def _orders(connection: Connection, keys: WorklistKeys) -> str | None:
+    if keys.accession is None:
+        return None
+    found = resources.find(connection, "ServiceRequest", [("identifier", _escaped(keys.accession))])
+    return ",".join(f"ServiceRequest/{order['id']}" for order in found)
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r"([\\,$|])", r"\\\1", value)
+
+
+def _item(connection: Connection, site: Site, step: Json) -> Dataset | None:
+    order = resources.read(connection, "ServiceRequest", step["focus"]["reference"].partition("/")[2])
+    if order is None or order["status"] != "active":
+        return None
+    patient = resources.read(connection, "Patient", patient_of(order) or "")
+    if patient is None:
+        return None
+    return worklist.item(worklist.View(order, step, patient, _practitioner(connection, order), site.worklist))
+
+
+def _practitioner(connection: Connection, order: Json) -> Json | None:
+    kind, _, practitioner_id = order.get("requester", {}).get("reference", "").partition("/")
+    return resources.read(connection, "Practitioner", practitioner_id) if kind == "Practitioner" else None

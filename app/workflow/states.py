@@ -1,0 +1,40 @@
+"""The state machine of an order as one table: what each event means for the step, the study and the worklist.
+
+Steps and studies only move along these rows; each move is an event with its cause. An event that does not name the
+state a step is in changes nothing, so repeats and late messages are harmless.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+WAITING = frozenset({"requested", "accepted", "ready", "on-hold"})
+OPEN = frozenset({"requested", "accepted", "ready", "in-progress"})
+"""Steps a modality may still see on its worklist."""
+TERMINAL = frozenset({"completed", "cancelled", "failed", "rejected", "entered-in-error"})
+
+FINAL_REPORTS = frozenset({"final", "amended", "corrected", "appended"})
+DEAD_REPORTS = frozenset({"cancelled", "entered-in-error"})
+
+
+@dataclass(frozen=True, slots=True)
+class Move:
+    """From which Task statuses an event leads where; `business` is the worklist's word for it."""
+
+    sources: frozenset[str]
+    status: str
+    business: str
+
+
+STEP_MOVES: Mapping[str, Move] = {
+    "order-held": Move(frozenset({"requested", "accepted", "ready"}), "on-hold", "SCHEDULED"),
+    "order-released": Move(frozenset({"on-hold"}), "accepted", "SCHEDULED"),
+    "order-cancelled": Move(WAITING, "cancelled", "CANCELED"),
+    "step-started": Move(WAITING, "in-progress", "STARTED"),
+    "step-completed": Move(WAITING | {"in-progress"}, "completed", "COMPLETED"),
+    "step-discontinued": Move(WAITING | {"in-progress"}, "failed", "DISCONTINUED"),
+    "images-available": Move(WAITING, "in-progress", "STARTED"),
+    "images-complete": Move(WAITING | {"in-progress"}, "completed", "COMPLETED"),
+    "report-final": Move(WAITING | {"in-progress"}, "completed", "COMPLETED"),
+}
