@@ -115,7 +115,7 @@ class Series:
 def images(modality: str, phantom: Phantom, series: Series) -> Iterator[Dataset]:
     """The object as that modality shows it; unknown ones get a Secondary Capture."""
     kind = KINDS.get(modality, SECONDARY_CAPTURE)
-    planes = kind.planes(phantom.volume())
+    planes = kind.planes(phantom.volume(), phantom)
     frame_of_reference = series.uid("frame of reference")
     for index, plane in enumerate(planes):
         image = _image(kind, series, index)
@@ -183,24 +183,25 @@ def _set(image: Dataset, attributes: dict[str, Any]) -> None:
 # --- how each modality shows the object -----------------------------------------------------------------------------
 
 
-def _hounsfield(volume: Volume) -> Volume:
+def _hounsfield(volume: Volume, _: Phantom) -> Volume:
     return volume - INTERCEPT
 
 
-def _signal(volume: Volume) -> Volume:
+def _signal(volume: Volume, _: Phantom) -> Volume:
     """Water shines, air and bone are dark: only a picture, no physics."""
     return (1000.0 * np.exp(-((volume / 500.0) ** 2)) + 20.0).astype(np.float32)
 
 
-def _projection(volume: Volume) -> Volume:
-    """One view from the front: what the rays have passed, 12 bits."""
-    path = np.clip(volume + 1000.0, 0.0, None).sum(axis=1)
-    # Rows of a radiograph run from head to feet and as far as the pixels are square.
-    rows = np.repeat(path[::-1], max(1, volume.shape[2] // volume.shape[0]), axis=0)
-    return (rows / max(float(rows.max()), 1.0) * 4000.0)[None].astype(np.float32)
+def _projection(volume: Volume, phantom: Phantom) -> Volume:
+    """One view from the front, 12 bits: what the rays have passed, from head to feet in square pixels."""
+    path = np.clip(volume + 1000.0, 0.0, None).sum(axis=1)[::-1]
+    height = round(phantom.slices * phantom.thickness / phantom.spacing)
+    row = ((np.arange(height) + 0.5) * phantom.spacing / phantom.thickness).astype(int)
+    picture = path[np.clip(row, 0, phantom.slices - 1)]
+    return (picture / max(float(picture.max()), 1.0) * 4000.0)[None].astype(np.float32)
 
 
-def _echo(volume: Volume) -> Volume:
+def _echo(volume: Volume, _: Phantom) -> Volume:
     middle = volume[volume.shape[0] // 2]
     return (np.clip(middle + 1000.0, 0.0, 2000.0) / 2000.0 * 255.0)[None].astype(np.float32)
 
@@ -210,7 +211,7 @@ class Kind:
     """One modality: SOP class, the planes it makes of the object, and the attributes of its module table."""
 
     sop_class: UID
-    planes: Callable[[Volume], Volume]
+    planes: Callable[[Volume, Phantom], Volume]
     attributes: dict[str, Any]
     bits: int = 12
     spatial: bool = False

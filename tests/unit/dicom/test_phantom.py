@@ -101,6 +101,15 @@ def test_the_rulers_measure_what_they_say(size: phantom.Phantom):
         assert runs.max() * step[name] == pytest.approx(size.rulers[name])
 
 
+def test_a_radiograph_has_square_pixels():
+    [image] = made("DX", phantom.Phantom())
+    rod = image.pixel_array[:, 128] > 3000
+    assert image.ImagerPixelSpacing == [0.8, 0.8]
+    assert (image.Rows * 0.8, image.Columns * 0.8) == pytest.approx((80.0, 204.8))
+    # Seen from the front, the ruler along the column is a point as high as one slice.
+    assert rod.sum() * 0.8 == pytest.approx(2.5, abs=0.8)
+
+
 def test_the_default_rulers_have_round_lengths():
     assert phantom.Phantom().rulers == pytest.approx({"x": 80.0, "y": 60.0, "z": 50.0})
 
