@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -14,7 +15,7 @@ from sqlalchemy.engine import Connection
 from app.access import Facts, Value
 from app.errors import BadRequest, Conflict, Issue, NotFound, PreconditionFailed, TooLarge, Unprocessable
 from app.fhir import index, search, validation
-from app.fhir.registry import Offer, offer
+from app.fhir.registry import offer
 from app.fhir.validation import Json
 from app.store import resources as rows
 from app.store.database import now
@@ -30,6 +31,14 @@ Tree = dict[str, msgspec.Raw]
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 _TREE = msgspec.json.Decoder(Tree)
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A body that was found valid, with what it says."""
+
+    resource: Json
+    body: bytes
 
 
 def dumps(resource: Json) -> bytes:
@@ -88,26 +97,33 @@ def facts_of(resource: Json) -> Facts:
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def create(connection: Connection, resource_type: str, body: bytes, *, cause: str) -> Stored:
+def create(connection: Connection, resource_type: str, body: bytes | Draft, *, cause: str) -> Stored:
     """Store a client's resource under an id of ours."""
-    accepted(resource_type, body)
-    stored = Stored(resource_type, str(uuid.uuid4()), 1, now(), False, body)
+    draft = accepted(resource_type, body)
+    stored = Stored(resource_type, str(uuid.uuid4()), 1, now(), False, draft.body)
     return _add(connection, stored, cause, None)
 
 
-def update(
-    connection: Connection, resource_type: str, resource_id: str, body: bytes, *, if_match: int | None, cause: str
+def update(  # noqa: PLR0913 - one argument for each part of the request
+    connection: Connection,
+    resource_type: str,
+    resource_id: str,
+    body: bytes | Draft,
+    *,
+    if_match: int | None,
+    cause: str,
 ) -> tuple[Stored, bool]:
     """Store a client's version of a resource, and whether it is the first; equal content makes no new version."""
-    resource = accepted(resource_type, body)
-    if resource.get("id") != resource_id:
+    draft = accepted(resource_type, body)
+    if draft.resource.get("id") != resource_id:
         raise _bad(f"{resource_type}.id", "must be there and equal the id in the address")
     before = rows.current(connection, resource_type, resource_id, for_update=True)
     if if_match is not None and (before is None or before.version != if_match):
         raise PreconditionFailed("If-Match names another version than the current one")
     if before is None:
-        return _add(connection, Stored(resource_type, resource_id, 1, now(), False, body), cause, None), True
-    return _replace(connection, before, body, cause, None), False
+        new = Stored(resource_type, resource_id, 1, now(), False, draft.body)
+        return _add(connection, new, cause, None), True
+    return _replace(connection, before, draft.body, cause, None), False
 
 
 def put(connection: Connection, resource: Json, *, cause: str, natural_key: str | None = None) -> Stored:
@@ -150,8 +166,10 @@ def edit(
     return _replace(connection, before, body, cause, None)
 
 
-def accepted(resource_type: str, body: bytes) -> Json:
-    """The parsed body; BadRequest or Unprocessable with every fault when it may not be stored."""
+def accepted(resource_type: str, body: bytes | Draft) -> Draft:
+    """The body as one that may be stored; BadRequest or Unprocessable with every fault when it may not."""
+    if isinstance(body, Draft):
+        return body
     if len(body) > MAX_BODY:
         raise TooLarge(f"a resource may have at most {MAX_BODY} bytes")
     resource = validation.parse(body)
@@ -160,7 +178,7 @@ def accepted(resource_type: str, body: bytes) -> Json:
     issues = validation.validate(resource, resource_type)
     if issues:
         raise Unprocessable(issues=tuple(issues))
-    return resource
+    return Draft(resource, body)
 
 
 def _bad(expression: str, diagnostics: str) -> BadRequest:

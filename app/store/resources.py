@@ -275,18 +275,25 @@ def search(connection: Connection, query: Query, *, limit: int, after: tuple[int
     """At most `limit` resources in order, beginning after the key and id of the last one of the page before."""
     key = _key(query.order)
     ordered = (key.desc(), resource.c.resource_id.desc()) if query.order.descending else (key, resource.c.resource_id)
-    statement = (
-        sa.select(*_COLUMNS, key.label("page_key"))
-        .where(resource.c.resource_type == query.resource_type, resource.c.deleted.is_(False))
-        .where(*(_clause(clause, query.resource_type) for clause in query.clauses))
-        .where(_allowed(query))
-        .order_by(*ordered)
-        .limit(limit)
-    )
+    statement = sa.select(*_COLUMNS, key.label("page_key")).where(*_found(query)).order_by(*ordered).limit(limit)
     if after is not None:
         place, mark = sa.tuple_(key, resource.c.resource_id), sa.tuple_(sa.literal(after[0]), sa.literal(after[1]))
         statement = statement.where(place < mark if query.order.descending else place > mark)
     return [Hit(_stored(row), int(row[6])) for row in connection.execute(statement)]
+
+
+def count(connection: Connection, query: Query) -> int:
+    """How many resources the query finds."""
+    return int(connection.execute(sa.select(sa.func.count()).select_from(resource).where(*_found(query))).scalar_one())
+
+
+def _found(query: Query) -> tuple[sa.ColumnElement[bool], ...]:
+    return (
+        resource.c.resource_type == query.resource_type,
+        resource.c.deleted.is_(False),
+        *(_clause(clause, query.resource_type) for clause in query.clauses),
+        _allowed(query),
+    )
 
 
 def targets(connection: Connection, resource_type: str, param: str, ids: Iterable[str]) -> list[tuple[str, str]]:
@@ -299,6 +306,30 @@ def targets(connection: Connection, resource_type: str, param: str, ids: Iterabl
         .order_by(table.target_type, table.target_id)
     )
     return [(row[0], row[1]) for row in connection.execute(statement)]
+
+
+def referrers(connection: Connection, resource_type: str, param: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+    """Ids of the resources of a type that point to one of these (type, id) by a reference parameter."""
+    table = index_reference.c
+    statement = (
+        sa.select(table.resource_id)
+        .distinct()
+        .where(table.resource_type == resource_type, table.param == param)
+        .where(sa.tuple_(table.target_type, table.target_id).in_(list(pairs)))
+        .order_by(table.resource_id)
+    )
+    return list(connection.execute(statement).scalars())
+
+
+def several(connection: Connection, resource_type: str, ids: Iterable[str]) -> list[Stored]:
+    """The current versions that are there, by id."""
+    statement = (
+        sa.select(*_COLUMNS)
+        .where(resource.c.resource_type == resource_type, resource.c.resource_id.in_(list(ids)))
+        .where(resource.c.deleted.is_(False))
+        .order_by(resource.c.resource_id)
+    )
+    return [_stored(row) for row in connection.execute(statement)]
 
 
 def _key(order: Order) -> sa.ColumnElement[int]:

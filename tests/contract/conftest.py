@@ -1,0 +1,113 @@
+"""A real HTTP server around the FHIR interface, and golden files."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+import uvicorn
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp
+
+from app.access import Access, parse_scopes
+from app.audit import Record
+from app.errors import IsocenterError, Unauthenticated
+from app.fhir import outcome, rest
+from app.settings import Settings
+from app.store.database import Store
+from tests.processes import wait_until
+
+PUBLISHED = Path(__file__).parents[2] / "capability" / "published"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden", action="store_true", help="rewrite the published files instead of comparing")
+
+
+@pytest.fixture
+def golden(request: pytest.FixtureRequest) -> Callable[[str, Any], None]:
+    """Compare with a published file; `pytest tests/contract --golden` rewrites it for review in the diff."""
+
+    def compare(name: str, value: Any) -> None:
+        path, text = PUBLISHED / name, json.dumps(value, indent=2, ensure_ascii=False) + "\n"
+        if request.config.getoption("--golden", default=False):
+            path.write_text(text)
+        assert path.read_text() == text, f"{name} has changed: review it and run pytest tests/contract --golden"
+
+    return compare
+
+
+def caller(scope: str, **about: Any) -> Access:
+    """Someone whose token bears these scopes."""
+    scopes, rights = parse_scopes(scope)
+    return Access(client_id=about.pop("client_id", "app"), scopes=scopes, rights=rights, **about)
+
+
+@dataclass(slots=True)
+class Server:
+    """The FHIR interface on a free port: `callers` are its bearer tokens, `records` its audit trail."""
+
+    store: Store
+    settings: Settings
+    callers: dict[str, Access] = field(default_factory=lambda: {"all": caller("system/*.cruds")})
+    hooks: dict[str, rest.Hook] = field(default_factory=dict)
+    guards: dict[str, rest.Guard] = field(default_factory=dict)
+    records: list[Record] = field(default_factory=list)
+    url: str = ""
+
+    def client(self, token: str | None = "all") -> httpx.Client:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
+        return httpx.Client(base_url=self.url, headers=headers, trust_env=False)
+
+    def authenticate(self, request: Request) -> Access:
+        found = self.callers.get(request.headers.get("authorization", "").removeprefix("Bearer "))
+        if found is None:
+            raise Unauthenticated
+        return found
+
+    def app(self) -> ASGIApp:
+        app = FastAPI(openapi_url=None)
+        parts = {"store": self.store, "settings": self.settings, "authenticate": self.authenticate}
+        parts |= {"hooks": self.hooks, "guards": self.guards, "audit": self.records.append, "key": b"k" * 32}
+        app.include_router(rest.routes(**parts), prefix="/fhir")
+        app.include_router(rest.routes(**parts, read_only=True), prefix="/v/{session}/fhir")
+        for kind in (IsocenterError, HTTPException, RequestValidationError):
+            app.add_exception_handler(kind, _render)
+        return app
+
+
+def _render(request: Request, error: Exception) -> Response:
+    status, body, headers = outcome.render(error, request.headers.get("x-request-id", ""))
+    return Response(body, status, headers)
+
+
+@pytest.fixture
+def server(store: Store) -> Iterator[Server]:
+    """The interface on both engines."""
+    served = Server(store, Settings(public_url="http://localhost:8080"))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        config = uvicorn.Config(served.app(), log_level="warning", ws="none", lifespan="off")
+        process = uvicorn.Server(config)
+        thread = threading.Thread(target=process.run, kwargs={"sockets": [listener]})
+        thread.start()
+        wait_until(lambda: process.started, "the HTTP server")
+        served.url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        yield served
+        process.should_exit = True
+        thread.join()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[httpx.Client]:
+    """A caller who may do everything."""
+    with server.client() as opened:
+        yield opened
