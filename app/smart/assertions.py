@@ -1,0 +1,110 @@
+"""Clients that prove themselves by a signed JWT (private_key_jwt: RFC 7523, SMART App Launch 2.2, asymmetric)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from typing import Any
+
+from authlib.oauth2.rfc6749 import InvalidClientError
+from authlib.oauth2.rfc7523 import JWTBearerClientAssertion
+from joserfc import jws, jwt
+from joserfc.errors import JoseError
+from joserfc.jwk import ECKey, KeySet, RSAKey
+
+from app.smart.clients import Client
+from app.smart.facts import facts, limits
+from app.store import grants
+from app.store.database import Store
+
+LONGEST_JTI = 256
+
+
+class PrivateKeyJwt(JWTBearerClientAssertion):
+    """authlib's steps with SMART's rules: its defaults refuse RS384 and ES384 and accept a year-long assertion."""
+
+    CLIENT_AUTH_METHOD = "private_key_jwt"
+
+    def __init__(self, store: Store, token_url: str) -> None:
+        """`token_url` is the only audience accepted."""
+        super().__init__()
+        self.store = store
+        self.audience = token_url
+
+    def extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The unverified header and claims; whatever cannot be read is an invalid client, never a server error."""
+        try:
+            return super().extract_assertion(assertion)
+        except (ValueError, TypeError) as error:
+            raise InvalidClientError("the client assertion is no JWT") from error
+
+    def resolve_client_public_key(self, client: Client) -> KeySet:
+        """The registered keys."""
+        if client.kind != "asymmetric" or client.jwks is None:
+            raise InvalidClientError("the client has no registered keys")
+        return KeySet.import_key_set(dict(client.jwks))  # pyright: ignore[reportArgumentType]
+
+    def process_assertion_claims(self, assertion: str, resolve_key: Any) -> dict[str, Any]:
+        """Verify signature and claims, then spend the `jti`."""
+        header = jws.extract_compact(assertion.encode()).headers()
+        try:
+            token = jwt.decode(assertion, _key(header, resolve_key), algorithms=list(facts().assertion_algorithms))
+        except (JoseError, ValueError, TypeError) as error:
+            raise InvalidClientError("the client assertion's signature does not verify") from error
+        fault = _fault(token.claims, self.audience)
+        if fault:
+            raise InvalidClientError(fault)
+        self._spend(token.claims)
+        return token.claims
+
+    def _spend(self, claims: Mapping[str, Any]) -> None:
+        expires = (int(claims["exp"]) + limits().assertion_leeway_seconds) * 1000
+        client_id, jti = claims["sub"], claims["jti"]
+        # One INSERT decides, also between processes and hosts.
+        if not self.store.transact(lambda connection: grants.remember_assertion(connection, client_id, jti, expires)):
+            raise InvalidClientError("the client assertion has been used before")
+
+
+def _key(header: Mapping[str, Any], keys: KeySet) -> RSAKey | ECKey:
+    # A `jku` would have to equal a registered address; none can be registered.
+    if "jku" in header:
+        raise InvalidClientError("no jku is registered for this client")
+    matching = [key for key in keys.keys if key.kid == header.get("kid")]
+    fitting = {"RS384": RSAKey, "ES384": ECKey}.get(str(header.get("alg")))
+    if header.get("kid") is None or len(matching) != 1 or fitting is None or not isinstance(matching[0], fitting):
+        raise InvalidClientError("the client assertion's kid and alg name no registered key")
+    return matching[0]
+
+
+def _fault(claims: Mapping[str, Any], audience: str) -> str:
+    at, leeway = time.time(), limits().assertion_leeway_seconds
+    expires, audiences = claims.get("exp"), claims.get("aud")
+    if not _is_time(expires):
+        return "the client assertion needs an exp"
+    early = [claims[name] for name in ("nbf", "iat") if name in claims]
+    rules = (
+        (_is_text(claims.get("jti"), LONGEST_JTI), "the client assertion needs a jti"),
+        (claims.get("iss") == claims.get("sub"), "iss and sub of the client assertion differ"),
+        (
+            audience in (audiences if isinstance(audiences, list) else [audiences]),
+            "the aud of the client assertion is not the token endpoint",
+        ),
+        (expires > at - leeway, "the client assertion has expired"),
+        (
+            expires <= at + limits().assertion_seconds + leeway,
+            "the client assertion lives longer than five minutes",
+        ),
+        (
+            all(_is_time(value) and value <= at + leeway for value in early),
+            "the client assertion is not valid yet",
+        ),
+    )
+    return next((sentence for kept, sentence in rules if not kept), "")
+
+
+def _is_text(value: object, longest: int) -> bool:
+    return isinstance(value, str) and 0 < len(value) <= longest and "\0" not in value
+
+
+def _is_time(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < 2**40

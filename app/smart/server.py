@@ -1,0 +1,357 @@
+"""The authorization server's addresses below /auth and its discovery documents (SMART App Launch 2.2, RFC 8414)."""
+
+from __future__ import annotations
+
+import hmac
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Annotated, Any
+from urllib.parse import urlencode, urlsplit
+
+from authlib.oauth2 import OAuth2Error
+from fastapi import APIRouter, Depends, Request, Response
+from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from sqlalchemy.engine import Connection
+
+from app.audit import Record
+from app.settings import Settings
+from app.smart import authorize, clients, keys, opaque, pages, users
+from app.smart.authorize import Asking, Offer, Person, Refused, Untrusted
+from app.smart.facts import facts
+from app.smart.requests import Form, TokenRequest, decode, form_of
+from app.smart.token_endpoint import NO_STORE, Server
+from app.store.database import Store
+
+Posted = Annotated[Form, Depends(form_of)]
+SEE_OTHER = 303
+Audit = Callable[[Record], None]
+
+
+@dataclass(frozen=True, slots=True)
+class PatientReader:
+    """What the consent page tells of a patient and of a study; handed in, for the FHIR store lies above."""
+
+    patient: Callable[[Connection, str], str]
+    study: Callable[[Connection, str], str]
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """What every page of the flow needs."""
+
+    store: Store
+    settings: Settings
+    audit: Audit
+    patients: PatientReader
+    throttle: users.Throttle
+
+
+@dataclass(frozen=True, slots=True)
+class _Visit:
+    """One authorization request, with who makes it and what can be granted; `person` is None before the login."""
+
+    asking: Asking
+    person: Person | None
+    offer: Offer | None
+    csrf: str
+
+
+def routes(*, store: Store, settings: Settings, audit: Audit, patients: PatientReader) -> APIRouter:
+    """Everything below /auth."""
+    router = APIRouter()
+    desk = _Desk(store, settings, audit, patients, users.Throttle())
+    _person_routes(router, desk)
+    _token_routes(router, Server(store, settings, audit))
+
+    @router.get("/jwks")
+    def jwks() -> JSONResponse:
+        keys.ensure_key(store, settings)
+        return JSONResponse(keys.jwks(store), headers={"Cache-Control": "public, max-age=300", **_any_origin()})
+
+    @router.get("/static/smart.css")
+    def stylesheet() -> FileResponse:
+        return FileResponse(pages.STATIC / "smart.css", media_type="text/css")
+
+    return router
+
+
+def _person_routes(router: APIRouter, desk: _Desk) -> None:
+    @router.get("/authorize")
+    def authorize_get(request: Request) -> Response:
+        return _authorize(desk, request, decode(request.url.query))
+
+    @router.post("/authorize")
+    def authorize_post(request: Request, form: Posted) -> Response:
+        return _authorize(desk, request, form)
+
+    @router.post("/login")
+    def login(request: Request, form: Posted) -> Response:
+        return _login(desk, request, form)
+
+    @router.post("/consent")
+    def consent(request: Request, form: Posted) -> Response:
+        return _consent(desk, request, form)
+
+    @router.post("/logout")
+    def logout(request: Request, form: Posted) -> Response:
+        return _logout(desk, request, form)
+
+
+def _authorize(desk: _Desk, request: Request, form: Form) -> Response:
+    """Answer with a login page, a consent page, a code or a refusal."""
+
+    def answer(visit: _Visit) -> Response:
+        prompt = visit.asking.prompt
+        if visit.person is None or visit.offer is None:
+            if "none" in prompt:
+                raise Refused("login_required", "nobody is logged in")
+            return _login_page(desk, visit, form)
+        if not visit.asking.client.skip_consent:
+            if "none" in prompt:
+                raise Refused("consent_required", "nobody has consented")
+            return _consent_page(desk, visit, form)
+        return _code(desk, visit.asking, visit.person, visit.offer)
+
+    return _with_form_cookie(desk, request, _visited(desk, request, form, answer))
+
+
+def _visited(desk: _Desk, request: Request, form: Form, answer: Callable[[_Visit], Response]) -> Response:
+    address = None
+    try:
+        with desk.store.read() as connection:
+            address = authorize.address_of(connection, form)
+            asking = authorize.asking_of(desk.settings, form, address)
+            visit = _visit(desk, connection, request, asking)
+        return answer(visit)
+    except Untrusted as error:
+        return pages.page("refused.html", 400, base=desk.settings.public_url, reason=str(error))
+    except Refused as error:
+        if address is None:
+            raise
+        _note(desk, "authorize", "denied", client_id=address.client.id, detail={"error": error.error})
+        location = address.answer(desk.settings, error=error.error, error_description=str(error))
+        return _redirect(location)
+
+
+def _visit(desk: _Desk, connection: Connection, request: Request, asking: Asking) -> _Visit:
+    session = users.find_session(connection, request.cookies.get(users.cookie_name(desk.settings)))
+    context = authorize.launch_of(connection, asking)
+    person = authorize.person_of(connection, session, context)
+    csrf = session.csrf if session else _form_token(desk, request)
+    if person is None:
+        return _Visit(asking, None, None, csrf)
+    cap = authorize.cap_of(connection, person, context)
+    return _Visit(asking, person, authorize.offer_of(desk.settings, asking, context, cap), csrf)
+
+
+def _code(desk: _Desk, asking: Asking, person: Person, offer: Offer) -> Response:
+    code = desk.store.transact(lambda connection: authorize.give_code(connection, asking, person, offer))
+    study = offer.studies[0] if offer.studies and len(offer.studies) == 1 else None
+    _note(
+        desk, "authorize", "allowed", client_id=asking.client.id, fhir_user=person.user.fhir_user,
+        patient_id=offer.patient_id, study_uid=study,
+    )  # fmt: skip
+    return _redirect(asking.address.answer(desk.settings, code=code))
+
+
+def _login_page(desk: _Desk, visit: _Visit, form: Form, *, fault: str = "", status: int = 200) -> Response:
+    return pages.page(
+        "login.html", status, base=desk.settings.public_url, client=visit.asking.client, csrf=visit.csrf,
+        request=urlencode(form.pairs), fault=fault,
+    )  # fmt: skip
+
+
+def _consent_page(desk: _Desk, visit: _Visit, form: Form) -> Response:
+    person, offer = visit.person, visit.offer
+    if person is None or offer is None:
+        return _login_page(desk, visit, form)
+    launch = offer.launch
+    with desk.store.read() as connection:
+        patient = desk.patients.patient(connection, launch.patient_id) if launch else ""
+        known = launch is not None and launch.imaging_study_id is not None
+        study = desk.patients.study(connection, launch.imaging_study_id or "") if launch and known else ""
+    told = [{"value": scope, "words": pages.in_words(scope, study)} for scope in offer.scope.split()]
+    return pages.page(
+        "consent.html", base=desk.settings.public_url, client=visit.asking.client, user=person.user, csrf=visit.csrf,
+        request=urlencode(form.pairs), patient=patient, study=study, scopes=told,
+    )  # fmt: skip
+
+
+def _login(desk: _Desk, request: Request, form: Form) -> Response:
+    """Check name and password; a success continues the authorization request with a GET (RFC 9700 section 4.12)."""
+    fields, asked = form.fields, decode(form.fields.get("request", ""))
+
+    def answer(visit: _Visit) -> Response:
+        if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
+            return _login_page(desk, visit, asked, fault="The form had expired. Please try again.", status=403)
+        name, address = fields.get("username", ""), request.client.host if request.client else ""
+        if not desk.throttle.take(name, address):
+            return _login_page(desk, visit, asked, fault="Too many tries. Please wait a minute.", status=429)
+        with desk.store.read() as connection:
+            user = users.verify(connection, name, fields.get("password", ""))
+        if user is None:
+            _note(desk, "login", "denied", client_id=visit.asking.client.id)
+            return _login_page(desk, visit, asked, fault="Name or password is wrong.", status=401)
+        desk.throttle.forgive(name, address)
+        value = desk.store.transact(lambda connection: users.open_session(connection, user))
+        _note(desk, "login", "allowed", client_id=visit.asking.client.id, fhir_user=user.fhir_user)
+        response = _redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(asked.pairs)}")
+        _set_cookie(desk, response, users.cookie_name(desk.settings), value)
+        return response
+
+    return _visited(desk, request, asked, answer)
+
+
+def _consent(desk: _Desk, request: Request, form: Form) -> Response:
+    """Give a code for what was left ticked, or tell the app that it was denied."""
+    fields, asked = form.fields, decode(form.fields.get("request", ""))
+
+    def answer(visit: _Visit) -> Response:
+        person, offer = visit.person, visit.offer
+        if person is None or offer is None:
+            return _login_page(desk, visit, asked)
+        if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
+            return _consent_page(desk, visit, asked)
+        if fields.get("decision") != "allow":
+            raise Refused("access_denied", "the user denied the request")
+        scope = authorize.narrowed(offer.scope, form.values("scope"))
+        if not scope:
+            raise Refused("access_denied", "the user allowed nothing")
+        return _code(desk, visit.asking, person, replace(offer, scope=scope))
+
+    return _visited(desk, request, asked, answer)
+
+
+def _logout(desk: _Desk, request: Request, form: Form) -> Response:
+    name = users.cookie_name(desk.settings)
+    value = request.cookies.get(name)
+    with desk.store.read() as connection:
+        session = users.find_session(connection, value)
+    if value is None or session is None:
+        return JSONResponse({"error": "invalid_request"}, 400, headers=NO_STORE)
+    if not hmac.compare_digest(form.fields.get("csrf", "").encode(), session.csrf.encode()):
+        return JSONResponse({"error": "invalid_request", "error_description": "csrf"}, 403, headers=NO_STORE)
+    desk.store.transact(lambda connection: users.close_session(connection, value))
+    response = Response(status_code=204, headers=NO_STORE)
+    response.delete_cookie(name, path="/", secure=desk.settings.https, httponly=True, samesite="lax")
+    return response
+
+
+def _token_routes(router: APIRouter, server: Server) -> None:
+    @router.post("/token")
+    def token(request: Request, form: Posted) -> Response:
+        response = _oauth(server, request, form, server.create_token_response)
+        return _for_registered_origin(server, request, response)
+
+    @router.post("/introspect")
+    def introspect(request: Request, form: Posted) -> Response:
+        return _oauth(server, request, form, lambda asked: server.create_endpoint_response("introspection", asked))
+
+    @router.post("/revoke")
+    def revoke(request: Request, form: Posted) -> Response:
+        return _oauth(server, request, form, lambda asked: server.create_endpoint_response("revocation", asked))
+
+
+def _oauth(server: Server, request: Request, form: Form, answer: Callable[[TokenRequest], Any]) -> Response:
+    try:
+        asked = TokenRequest(request, form)
+        if "grant_type" not in asked.form and request.url.path.endswith("/token"):
+            return JSONResponse({"error": "invalid_request"}, 400, headers=NO_STORE)
+        response: Response = answer(asked)
+    except OAuth2Error as error:
+        return server.handle_response(*error())
+    if response.status_code >= 400:
+        client = asked.client.id if asked.client is not None else ""
+        server.audit(Record("smart", request.url.path.rpartition("/")[2], "denied", client))
+    return response
+
+
+def _for_registered_origin(server: Server, request: Request, response: Response) -> Response:
+    origin = request.headers.get("origin")
+    if origin:
+        with server.store.read() as connection:
+            known = {_origin(uri) for client in clients.list_clients(connection) for uri in client.redirect_uris}
+        if origin in known:
+            response.headers["Access-Control-Allow-Origin"] = origin
+        response.headers["Vary"] = "Origin"
+    return response
+
+
+def _origin(uri: str) -> str:
+    parts = urlsplit(uri)
+    return f"{parts.scheme}://{parts.netloc}"
+
+
+def _note(desk: _Desk, action: str, outcome: Any, **about: Any) -> None:
+    desk.audit(Record("smart", action, outcome, **about))
+
+
+def _redirect(location: str) -> Response:
+    return RedirectResponse(
+        location, SEE_OTHER, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
+    )
+
+
+def _set_cookie(desk: _Desk, response: Response, name: str, value: str) -> None:
+    response.set_cookie(name, value, path="/", secure=desk.settings.https, httponly=True, samesite="lax")
+
+
+def _form_token(desk: _Desk, request: Request) -> str:
+    """The token in a form before any login: derived from a cookie that other sites cannot set or send."""
+    held = request.cookies.get(users.cookie_name(desk.settings, "form")) or getattr(request.state, "form", None)
+    if held is None:
+        request.state.form = held = opaque.make()
+    return opaque.digest(f"form {held}")
+
+
+def _with_form_cookie(desk: _Desk, request: Request, response: Response) -> Response:
+    fresh = getattr(request.state, "form", None)
+    if fresh is not None:
+        _set_cookie(desk, response, users.cookie_name(desk.settings, "form"), fresh)
+    return response
+
+
+def _any_origin() -> dict[str, str]:
+    return {"Access-Control-Allow-Origin": "*"}
+
+
+def discovery(settings: Settings) -> APIRouter:
+    """The three discovery documents, open to everybody; they agree field by field."""
+    router = APIRouter()
+
+    @router.get("/fhir/.well-known/smart-configuration")
+    @router.get("/.well-known/openid-configuration")
+    @router.get("/.well-known/oauth-authorization-server")
+    def configuration() -> JSONResponse:
+        return JSONResponse(smart_configuration(settings), headers={"Cache-Control": "max-age=300", **_any_origin()})
+
+    return router
+
+
+def smart_configuration(settings: Settings) -> dict[str, Any]:
+    """What this server offers; every address comes from the configured public URL, never from the request."""
+    book, auth = facts(), f"{settings.public_url}/auth"
+    return {
+        "issuer": settings.public_url,
+        "jwks_uri": f"{auth}/jwks",
+        "authorization_endpoint": f"{auth}/authorize",
+        "token_endpoint": f"{auth}/token",
+        "introspection_endpoint": f"{auth}/introspect",
+        "revocation_endpoint": f"{auth}/revoke",
+        "grant_types_supported": list(book.grant_types),
+        "response_types_supported": ["code"],
+        "response_modes_supported": ["query"],
+        "scopes_supported": [*book.words, *book.system_words, "patient/*.rs", "user/*.cruds", "system/*.cruds"],
+        "token_endpoint_auth_methods_supported": list(book.token_endpoint_auth_methods),
+        "token_endpoint_auth_signing_alg_values_supported": list(book.assertion_algorithms),
+        "introspection_endpoint_auth_methods_supported": list(book.introspection_auth_methods),
+        "revocation_endpoint_auth_methods_supported": list(book.token_endpoint_auth_methods),
+        "code_challenge_methods_supported": ["S256"],
+        "authorization_response_iss_parameter_supported": True,
+        "request_parameter_supported": False,
+        "request_uri_parameter_supported": False,
+        "subject_types_supported": ["public"],
+        "id_token_signing_alg_values_supported": [keys.ALGORITHM],
+        "claims_supported": ["iss", "sub", "aud", "exp", "iat", "auth_time", "nonce", "fhirUser", "name"],
+        "capabilities": list(book.capabilities),
+    }

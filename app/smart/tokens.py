@@ -1,0 +1,127 @@
+"""Grants and the opaque tokens that point to them (RFC 6749, RFC 6750, RFC 9700; SMART App Launch 2.2)."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from fastapi import Request
+from sqlalchemy.engine import Connection
+
+from app.access import Access, parse_scopes
+from app.errors import BadRequest, Unauthenticated
+from app.smart import opaque
+from app.smart.facts import limits
+from app.smart.users import User
+from app.store import grants
+from app.store.database import Store, now
+
+
+def bearer(request: Request) -> str:
+    """The bearer token of a request, from the Authorization header only (RFC 9700 section 4.3.2)."""
+    if "access_token" in request.query_params:
+        raise BadRequest("an access token does not belong in an address; send it as Authorization: Bearer")
+    scheme, _, value = request.headers.get("authorization", "").partition(" ")
+    if scheme.lower() != "bearer" or not value.strip():
+        raise Unauthenticated
+    return value.strip()
+
+
+def authenticate(store: Store) -> Callable[[str], Access]:
+    """What turns the text of an access token into the access of its grant, or raises Unauthenticated."""
+
+    def access(token: str) -> Access:
+        with store.read() as connection:
+            row = grants.living_token(connection, opaque.digest(token), now())
+        if row is None:
+            raise Unauthenticated("the access token is unknown, expired or revoked")
+        return access_of(row)
+
+    return access
+
+
+def access_of(grant_row: Mapping[str, Any]) -> Access:
+    """The access a grant gives; of a token's row, what the token narrowed it to."""
+    scopes, words = parse_scopes(grant_row.get("token_scope") or grant_row["scope"])
+    studies = grant_row["studies"]
+    return Access(
+        client_id=grant_row["client_id"],
+        grant_id=grant_row["id"],
+        user_id=grant_row["user_id"],
+        fhir_user=grant_row["fhir_user"],
+        patient_id=grant_row["patient_id"],
+        studies=None if studies is None else frozenset(studies),
+        scopes=scopes,
+        rights=words,
+    )
+
+
+def open_grant(  # noqa: PLR0913 - a grant has these parts
+    connection: Connection,
+    *,
+    client_id: str,
+    user: User | None,
+    patient_id: str | None,
+    studies: list[str] | None,
+    scope: str,
+    context: Mapping[str, Any],
+    lifetime: int,
+    session_hash: str | None = None,
+) -> str:
+    """Keep a grant for `lifetime` seconds and return its id. `studies` None binds it to no study."""
+    grant_id, at = str(uuid.uuid4()), now()
+    row = {
+        "id": grant_id,
+        "client_id": client_id,
+        "user_id": user.id if user else None,
+        "fhir_user": user.fhir_user if user else None,
+        "user_name": user.name if user else "",
+        "patient_id": patient_id,
+        "studies": studies,
+        "scope": scope,
+        "context": dict(context),
+        "session_hash": session_hash,
+        "created": at,
+        "expires": at + lifetime * 1000,
+    }
+    grants.add_grant(connection, row)
+    return grant_id
+
+
+def revoke_grant(connection: Connection, grant_id: str) -> None:
+    """End a grant, and with it its tokens, cookies and viewer sessions."""
+    grants.revoke_grant(connection, grant_id, now())
+
+
+def issue(connection: Connection, grant_id: str, *, seconds: int, scope: str = "") -> dict[str, Any]:
+    """A token response for a living grant; `scope` narrows the access token, never the refresh token."""
+    row = grants.find_grant(connection, grant_id, now())
+    if row is None:
+        raise Unauthenticated("the grant has ended")
+    life = min(seconds * 1000, row["expires"] - now())
+    response: dict[str, Any] = {
+        "access_token": _add(connection, grant_id, "access", life=life, scope=scope),
+        "token_type": "Bearer",
+        "expires_in": life // 1000,
+        "scope": scope or row["scope"],
+        **row["context"],
+    }
+    if {"online_access", "offline_access"} & set(row["scope"].split()):
+        response["refresh_token"] = _add(connection, grant_id, "refresh", life=row["expires"] - now())
+    return response
+
+
+def _add(connection: Connection, grant_id: str, kind: str, *, life: int, scope: str = "") -> str:
+    value, at = opaque.make(), now()
+    row = {"hash": opaque.digest(value), "grant_id": grant_id, "kind": kind, "scope": scope}
+    grants.add_token(connection, {**row, "created": at, "expires": at + life})
+    return value
+
+
+def grant_seconds(scope: str, access_seconds: int) -> int:
+    """How long a grant lives: as long as its access token unless it may be refreshed."""
+    words = scope.split()
+    if "offline_access" in words:
+        return limits().offline_seconds
+    return limits().online_seconds if "online_access" in words else access_seconds
