@@ -18,6 +18,15 @@ MR_IMAGE: Final = UID("1.2.840.10008.5.1.4.1.1.4")
 US_IMAGE: Final = UID("1.2.840.10008.5.1.4.1.1.6.1")
 SECONDARY_CAPTURE_IMAGE: Final = UID("1.2.840.10008.5.1.4.1.1.7")
 
+ENCAPSULATED_PDF: Final = UID("1.2.840.10008.5.1.4.1.1.104.1")
+KEY_OBJECT_SELECTION: Final = UID("1.2.840.10008.5.1.4.1.1.88.59")
+STRUCTURED_REPORTS: Final = frozenset(
+    UID(f"1.2.840.10008.5.1.4.1.1.88.{suffix}") for suffix in ("11", "22", "33", "34", "35")
+)
+"""Basic Text, Enhanced, Comprehensive, Comprehensive 3D and Extensible SR: any may hold measurements."""
+NOT_IMAGES: Final = frozenset({"SR", "KO", "PR", "DOC", "SEG", "RTSTRUCT", "REG", "FID", "AU", "ECG"})
+"""Modalities of series that are made from images or beside them: they start no step and end none."""
+
 IMPLICIT_VR_LITTLE_ENDIAN: Final = UID("1.2.840.10008.1.2")
 EXPLICIT_VR_LITTLE_ENDIAN: Final = UID("1.2.840.10008.1.2.1")
 

@@ -69,6 +69,24 @@ def put_instances(connection: Connection, study_orthanc_id: str, held: Iterable[
         connection.execute(instance.insert(), rows)
 
 
+def modalities(connection: Connection, study_orthanc_id: str) -> frozenset[str]:
+    """The modalities of a study's series."""
+    statement = sa.select(instance.c.modality).where(instance.c.study_orthanc_id == study_orthanc_id).distinct()
+    return frozenset(connection.execute(statement).scalars())
+
+
+def count_images(connection: Connection, study_orthanc_id: str, apart_from: frozenset[str]) -> int:
+    """How many instances a study has in series of other modalities than these."""
+    own = sa.and_(instance.c.study_orthanc_id == study_orthanc_id, instance.c.modality.not_in(apart_from))
+    return connection.execute(sa.select(sa.func.count()).select_from(instance).where(own)).scalar_one()
+
+
+def instance_of(connection: Connection, sop_uid: str) -> list[HeldInstance]:
+    """Where an SOP Instance UID is in the archive: more than one place when it was used twice."""
+    columns = [instance.c[name] for name in HeldInstance.__dataclass_fields__]
+    return [HeldInstance(*row) for row in connection.execute(sa.select(*columns).where(instance.c.sop_uid == sop_uid))]
+
+
 @dataclass(frozen=True, slots=True)
 class Stowed:
     """Who stored which object, and the hash of the bytes sent."""

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.store.database import insert, now, upsert
-from app.store.tables import cursor, dirty_study, lease
+from app.store.tables import cursor, dirty_study, lease, study
 
 CLAIM_MS = 30_000
 
@@ -113,3 +113,48 @@ def require(connection: Connection, name: str, fence: int) -> bool:
     """Whether the lease still has this fencing number: asked inside every leased write."""
     statement = sa.select(lease.c.fence).where(lease.c.name == name).with_for_update()
     return connection.execute(statement).scalar() == fence
+
+
+# --- what we know the archive to hold --------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Known:
+    """A study as it was last published."""
+
+    orthanc_id: str
+    study_uid: str
+    imaging_study_id: str
+    patient_id: str
+    order_id: str | None
+    digest: str
+    changed: int
+    complete: bool
+    missing_since: int | None
+    instances: int
+
+
+COLUMNS = tuple(study.c[name] for name in Known.__dataclass_fields__)
+
+
+def known(connection: Connection, orthanc_id: str) -> Known | None:
+    """What was published of a study of the archive."""
+    row = connection.execute(sa.select(*COLUMNS).where(study.c.orthanc_id == orthanc_id).with_for_update()).first()
+    return Known(*row) if row else None
+
+
+def write(connection: Connection, row: Known) -> None:
+    """Keep what has just been published."""
+    upsert(connection, study, asdict(row), keys=("orthanc_id",))
+
+
+def present(connection: Connection) -> dict[str, int]:
+    """Every study believed to be in the archive, with its number of instances."""
+    statement = sa.select(study.c.orthanc_id, study.c.instances).where(study.c.missing_since.is_(None))
+    return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def quiet(connection: Connection, before: int) -> list[Known]:
+    """Studies without a change since `before` (ms) that are not yet complete."""
+    settled = sa.and_(study.c.complete.is_(False), study.c.missing_since.is_(None), study.c.changed <= before)
+    return [Known(*row) for row in connection.execute(sa.select(*COLUMNS).where(settled).limit(100))]

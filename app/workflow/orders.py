@@ -190,7 +190,7 @@ def _register(connection: Connection, order: Json, key: tuple[str, str], modalit
         endpoint={},
         based_on=(reference,),
         accession=accession_of(order),
-        referrer=_referrer(order),
+        referrer=referrer_of(order),
         reason=tuple(order.get("reasonCode", [])),
         procedure=(order["code"],) if order.get("code") else (),
     )
@@ -203,7 +203,8 @@ def accession_of(order: Json) -> Json | None:
     return next((one for one in order.get("identifier", []) if worklist.accession({"identifier": [one]})), None)
 
 
-def _referrer(order: Json) -> Json | None:
+def referrer_of(order: Json) -> Json | None:
+    """The requester, where ImagingStudy.referrer may name it."""
     requester = order.get("requester", {})
     reference = requester.get("reference", "")
     return requester if reference.split("/")[0] in {"Practitioner", "PractitionerRole"} else None

@@ -1,0 +1,383 @@
+"""Images in the archive become an ImagingStudy: from the archive's present state, whatever happened in between.
+
+Changes are a hint for speed, the sweep is the truth; both only mark studies, and one code path looks at a marked study
+and writes what differs. A crash anywhere leaves the mark, and the look is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+
+import structlog
+from pydicom.dataset import Dataset
+from sqlalchemy.engine import Connection
+
+from app.dicom import archive, uids
+from app.dicom.archive import HeldStudy
+from app.dicom.orthanc import Orthanc
+from app.fhir import resources
+from app.fhir.mapping import imaging_study, task
+from app.fhir.mapping.codes import Json
+from app.store import outbox, studies, sync, timeline
+from app.store.database import Store, now
+from app.store.outbox import Effect
+from app.store.sync import Dirty, Known, Position
+from app.store.timeline import Happening
+from app.workflow import matching, orders
+from app.workflow.site import Site
+from app.workflow.states import FINAL_REPORTS, TERMINAL
+
+log = structlog.get_logger(__name__)
+
+CHANGES = "changes"
+SWEEP = "sweep"
+OVERLAP = 100
+"""Sequence numbers read again: PostgreSQL may show a lower number after a higher one."""
+PAGE = 1000
+DEBOUNCE_MS = 700
+"""A study that is already published is rewritten at most so often while its images come in."""
+MASS_KNOWN, MASS_SHARE = 20, 0.2
+ENDPOINT_ID = "dicomweb"
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """The archive of one site, and what this process has already read of its changes."""
+
+    store: Store
+    orthanc: Orthanc
+    site: Site
+    seen: set[int] = field(default_factory=set[int])
+
+
+# --- reading the changes ---------------------------------------------------------------------------------------
+
+
+def poll(at: Archive, fence: int) -> int:
+    """Mark the studies that changed since the last call and move the cursor, in one transaction; how many."""
+    with at.store.read() as connection:
+        position = sync.position(connection, CHANGES)
+    answer = at.orthanc.changes(max(0, position.value - OVERLAP), PAGE)
+    last = int(answer["Last"])
+    if last < position.value and at.orthanc.last_change() < position.value:
+        return _another_database(at, position, fence)
+    rows = [row for row in answer["Changes"] if row["Seq"] not in at.seen]
+    if not rows and last <= position.value:
+        return 0
+    touched = _studies(at.orthanc, rows)
+    at.store.transact(lambda connection: _moved(connection, touched, max(last, position.value), fence))
+    at.seen.difference_update({seq for seq in at.seen if seq < last - OVERLAP - PAGE})
+    at.seen.update(row["Seq"] for row in rows)
+    return len(touched)
+
+
+def _moved(connection: Connection, touched: set[str], last: int, fence: int) -> None:
+    if not sync.require(connection, CHANGES, fence):
+        return
+    published = sync.present(connection).keys() & touched
+    sync.mark(connection, touched - published, "changed")
+    sync.mark(connection, published, "changed", delay_ms=DEBOUNCE_MS)
+    epoch = sync.position(connection, CHANGES).epoch
+    sync.move(connection, CHANGES, Position(last, epoch))
+
+
+def _another_database(at: Archive, position: Position, fence: int) -> int:
+    """The archive counts from lower than we had read: a restored or another database. Nothing is withdrawn."""
+    log.warning("archive database changed", cursor=position.value)
+    at.seen.clear()
+
+    def restart(connection: Connection) -> None:
+        if sync.require(connection, CHANGES, fence):
+            sync.move(connection, CHANGES, Position(0, str(now())))
+            hold = Position(detail={"hold": "the archive's database was replaced"})
+            sync.move(connection, SWEEP, hold)
+
+    at.store.transact(restart)
+    return 0
+
+
+def _studies(orthanc: Orthanc, rows: Sequence[Json]) -> set[str]:
+    touched = {row["ID"] for row in rows if row["ResourceType"] == "Study"}
+    below = [row["ID"] for row in rows if row["ResourceType"] in {"Series", "Instance"}]
+    if below:
+        touched |= {row["ID"] for row in orthanc.bulk_content("Study", list(dict.fromkeys(below)), metadata=False)}
+    return touched
+
+
+# --- the sweep -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Drift:
+    """What a sweep found different between the archive and what is published."""
+
+    new: int = 0
+    missing: int = 0
+    changed: int = 0
+    held: str = ""
+
+    @property
+    def total(self) -> int:
+        """How many studies differ."""
+        return self.new + self.missing + self.changed
+
+
+def sweep(at: Archive, *, thorough: bool = False) -> Drift:
+    """Compare totals, then ids, and mark every study that differs. Studies gone in a mass are never withdrawn."""
+    with at.store.read() as connection:
+        present = sync.present(connection)
+    totals = at.orthanc.statistics()
+    same = (int(totals["CountStudies"]), int(totals["CountInstances"])) == (len(present), sum(present.values()))
+    held = set(at.orthanc.study_ids()) if thorough or not same else set(present)
+    new, missing = held - present.keys(), present.keys() - held
+    changed = held & present.keys() if thorough or (not same and not new and not missing) else set[str]()
+    mass = _is_mass(len(present), len(missing))
+    drift = Drift(len(new), len(missing), len(changed), "studies disappeared in a mass" if mass else "")
+
+    def work(connection: Connection) -> None:
+        sync.mark(connection, new | changed, "sweep")
+        if not mass:
+            sync.mark(connection, missing, "missing")
+        detail = {"hold": drift.held, "at": now(), "new": drift.new, "missing": drift.missing, "changed": drift.changed}
+        sync.move(connection, SWEEP, Position(detail=detail))
+
+    at.store.transact(work)
+    return drift
+
+
+def _is_mass(known: int, missing: int) -> bool:
+    gone = missing > 0 and missing == known and known > 1
+    return known >= MASS_KNOWN and (gone or missing > known * MASS_SHARE)
+
+
+# --- one marked study --------------------------------------------------------------------------------------------
+
+
+def rebuild_one(at: Archive) -> bool:
+    """Look at one marked study and publish what differs; False when none is due."""
+    dirty = at.store.transact(sync.claim)
+    if dirty is None:
+        return False
+    try:
+        _look(at, dirty)
+    except Exception:
+        # Whatever went wrong, the study stays marked and is looked at again later.
+        wait = min(500 * 2 ** min(dirty.attempts, 7), 60_000)
+        at.store.transact(lambda connection: sync.postpone(connection, dirty, wait))
+        raise
+    return True
+
+
+def _look(at: Archive, dirty: Dirty) -> None:
+    held = archive.outline(at.orthanc, dirty.orthanc_id)
+    if held is None:
+        at.store.transact(lambda connection: _absent(at.site, connection, dirty))
+        return
+    with at.store.read() as connection:
+        before = sync.known(connection, dirty.orthanc_id)
+    if before and before.digest == held.digest and before.missing_since is None:
+        at.store.transact(lambda connection: sync.clean(connection, dirty))
+        return
+    facts = [
+        imaging_study.SeriesFacts(series.uid, archive.header(at.orthanc, series.first.orthanc_id), series.instances)
+        for series in held.series
+    ]
+    at.store.transact(lambda connection: _publish(at.site, connection, (dirty, held), facts))
+
+
+def _publish(
+    site: Site, connection: Connection, looked: tuple[Dirty, HeldStudy], facts: list[imaging_study.SeriesFacts]
+) -> None:
+    dirty, held = looked
+    before = sync.known(connection, held.orthanc_id)
+    headers = [one.header for one in sorted(facts, key=lambda one: _speaks_first(one.header, one.uid))]
+    match = matching.order_for(connection, site, held, headers)
+    patient_id = matching.patient_for(connection, site, held, headers[0], match)
+    resource_id = orders.study_resource_id(held.uid, patient_id)
+    links = _links(site, match.order, (resource_id, patient_id), headers[0])
+    earlier = resources.read(connection, "ImagingStudy", resource_id)
+    grew = _images(held) - studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES)
+    study = imaging_study.available(held.uid, facts, links, site.settings.zone)
+    study |= {"note": earlier["note"]} if earlier and "note" in earlier else {}
+    cause = f"archive {dirty.reason}"
+    resources.put(connection, study, cause=cause, natural_key=orders.natural_key(held.uid, patient_id))
+    _keep(connection, held, Known(
+        held.orthanc_id, held.uid, resource_id, patient_id, match.order["id"] if match.order else None,
+        held.digest, now(), False, None, held.count,
+    ))  # fmt: skip
+    _supersede(connection, before, resource_id, cause)
+    first = before is None or before.missing_since is not None or (earlier or {}).get("status") == "registered"
+    _tell(connection, Arrival(held, patient_id, cause, first, late=not first and grew > 0), match)
+    sync.clean(connection, dirty)
+
+
+def _keep(connection: Connection, held: HeldStudy, row: Known) -> None:
+    sync.write(connection, row)
+    members = [
+        studies.HeldInstance(one.orthanc_id, held.orthanc_id, series.uid, one.sop_uid, one.sop_class, series.modality)
+        for series in held.series
+        for one in series.instances
+    ]
+    studies.put_instances(connection, held.orthanc_id, members)
+    for member in members:
+        if member.sop_class in uids.STRUCTURED_REPORTS:
+            outbox.add(connection, Effect("evidence", f"study:{held.uid}", member.sop_uid, {"sop_uid": member.sop_uid}))
+
+
+def _speaks_first(header: Dataset, series_uid: str) -> tuple[bool, str]:
+    # Reports and segmentations repeat the patient and order as their maker knew them; images come first.
+    return (str(header.get("Modality")) in uids.NOT_IMAGES, series_uid)
+
+
+def _links(site: Site, order: Json | None, ids: tuple[str, str], header: Dataset) -> imaging_study.Links:
+    resource_id, patient_id = ids
+    links = imaging_study.Links(
+        resource_id=resource_id,
+        subject={"reference": f"Patient/{patient_id}"},
+        endpoint={"reference": f"Endpoint/{ENDPOINT_ID}"},
+        accession=_accession(site, header),
+    )
+    if order is None:
+        return links
+    return replace(
+        links,
+        based_on=({"reference": f"ServiceRequest/{order['id']}"},),
+        accession=orders.accession_of(order),
+        referrer=orders.referrer_of(order),
+        reason=tuple(order.get("reasonCode", [])),
+        procedure=(order["code"],) if order.get("code") else (),
+    )
+
+
+def _accession(site: Site, header: Dataset) -> Json | None:
+    pairs = list(matching.accessions(site, [header]))
+    return imaging_study.accession_identifier(*pairs[0]) if pairs else None
+
+
+def _supersede(connection: Connection, before: Known | None, resource_id: str, cause: str) -> None:
+    """The study is told of under another patient now: what told of it before was wrong."""
+    if before is None or before.imaging_study_id == resource_id:
+        return
+    gone = {"status": "entered-in-error", "endpoint": None}
+    resources.edit(connection, "ImagingStudy", before.imaging_study_id, gone, cause=cause)
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A study just published: whose, why, whether these are its first images or more of them."""
+
+    held: HeldStudy
+    patient_id: str
+    cause: str
+    first: bool
+    late: bool
+
+
+def _tell(connection: Connection, arrival: Arrival, match: matching.Match) -> None:
+    """Let order, steps and people know what the images mean."""
+    held, cause = arrival.held, arrival.cause
+    if arrival.first:
+        order_id = match.order["id"] if match.order else None
+        detail = {"instances": held.count}
+        happening = Happening("images-available", cause, order_id=order_id, study_uid=held.uid, detail=detail)
+        timeline.add(connection, happening)
+    if match.reason is not None:
+        focus = f"ImagingStudy/{orders.study_resource_id(held.uid, arrival.patient_id)}"
+        orders.review(connection, f"study|{held.orthanc_id}", match.reason, focus, arrival.patient_id)
+    if match.order is None:
+        return
+    _alias(connection, match.order, held.uid, cause)
+    advance(connection, match.order["id"], modalities(held), "images-available", cause)
+    if arrival.late:
+        _late(connection, match.order, held)
+
+
+def _alias(connection: Connection, order: Json, uid: str, cause: str) -> None:
+    """The modality did not use the reserved Study UID: what was registered under it will never have images."""
+    reserved = imaging_study.uid_of(order)
+    if reserved in {None, uid}:
+        return
+    registered = orders.study_resource_id(reserved or "", orders.patient_of(order) or "")
+    study = resources.read(connection, "ImagingStudy", registered)
+    if study is not None and study["status"] == "registered":
+        resources.edit(connection, "ImagingStudy", registered, {"status": "entered-in-error"}, cause=cause)
+
+
+def modalities(held: HeldStudy) -> frozenset[str]:
+    """The modalities that acquired images of the study."""
+    return frozenset(series.modality for series in held.series) - uids.NOT_IMAGES
+
+
+def advance(connection: Connection, order_id: str, acquired: frozenset[str], kind: str, cause: str) -> None:
+    """Move the steps whose modality acquired images; a single step moves whatever its modality was called."""
+    steps = [step for step in orders.steps_of(connection, order_id) if step["status"] not in TERMINAL]
+    if len(steps) == 1 and acquired:
+        orders.move_steps(connection, order_id, kind, cause)
+        return
+    for modality in {task.modality(step) for step in steps} & acquired:
+        orders.move_steps(connection, order_id, kind, cause, modality=modality)
+
+
+def _images(held: HeldStudy) -> int:
+    return sum(len(series.instances) for series in held.series if series.modality not in uids.NOT_IMAGES)
+
+
+def _late(connection: Connection, order: Json, held: HeldStudy) -> None:
+    reports = resources.find(connection, "DiagnosticReport", [("based-on", f"ServiceRequest/{order['id']}")])
+    if any(report["status"] in FINAL_REPORTS for report in reports):
+        focus = f"ServiceRequest/{order['id']}"
+        orders.review(connection, f"late|{held.digest}", "late-images", focus, orders.patient_of(order))
+
+
+# --- studies that went quiet, and studies that went away -------------------------------------------------------
+
+
+def settle(at: Archive) -> int:
+    """Declare studies complete that have been quiet long enough; how many."""
+    before = now() - int(at.site.settings.quiet_seconds * 1000)
+    with at.store.read() as connection:
+        candidates = sync.quiet(connection, before)
+    for one in candidates:
+        at.store.transact(lambda connection, one=one: _complete(connection, one.orthanc_id, before))
+    return len(candidates)
+
+
+def _complete(connection: Connection, orthanc_id: str, before: int) -> None:
+    row = sync.known(connection, orthanc_id)
+    if row is None or row.complete or row.changed > before:
+        return
+    sync.write(connection, replace(row, complete=True))
+    cause = f"quiet since {datetime.fromtimestamp(row.changed / 1000, UTC).isoformat(timespec='seconds')}"
+    happening = Happening("images-complete", cause, order_id=row.order_id, study_uid=row.study_uid)
+    timeline.add(connection, happening)
+    if row.order_id is not None:
+        acquired = studies.modalities(connection, orthanc_id) - uids.NOT_IMAGES
+        advance(connection, row.order_id, acquired, "images-complete", cause)
+
+
+def _absent(site: Site, connection: Connection, dirty: Dirty) -> None:
+    row = sync.known(connection, dirty.orthanc_id)
+    grace = int(site.settings.delete_grace * 1000)
+    if row is None:
+        sync.clean(connection, dirty)
+    elif row.missing_since is None:
+        sync.write(connection, replace(row, missing_since=now()))
+        sync.postpone(connection, dirty, grace)
+    elif now() - row.missing_since < grace:
+        sync.postpone(connection, dirty, grace - (now() - row.missing_since))
+    else:
+        _withdraw(connection, row)
+        sync.clean(connection, dirty)
+
+
+def _withdraw(connection: Connection, row: Known) -> None:
+    cause = "gone from the archive"
+    study = resources.read(connection, "ImagingStudy", row.imaging_study_id)
+    if study is not None and study["status"] == "available":
+        moment = datetime.now(UTC).isoformat(timespec="seconds")
+        resources.put(connection, imaging_study.withdrawn(study, moment), cause=cause)
+        happening = Happening("study-withdrawn", cause, order_id=row.order_id, study_uid=row.study_uid)
+        timeline.add(connection, happening)
+    studies.put_instances(connection, row.orthanc_id, [])

@@ -1,0 +1,114 @@
+"""Which order a study fulfils and whose it is: proved by numbers, never guessed (IHE PIR, unidentified patient cases).
+
+Trust falls from the reserved Study Instance UID to the accession number with its issuer; any mismatch of the patient
+ends the search without a link.
+"""
+
+from __future__ import annotations
+
+import re
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+from pydicom.dataset import Dataset
+from sqlalchemy.engine import Connection
+
+from app.dicom.archive import HeldStudy
+from app.fhir import resources
+from app.fhir.mapping import patient, terms, values, worklist
+from app.fhir.mapping.codes import Json
+from app.workflow.orders import patient_of
+from app.workflow.site import Site
+
+PATIENT_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/Patient")
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """The order of a study, or the reason why a person must look."""
+
+    order: Json | None = None
+    reason: str | None = None
+
+
+def order_for(connection: Connection, site: Site, held: HeldStudy, headers: Sequence[Dataset]) -> Match:
+    """The one order that these images fulfil."""
+    if held.copied or any(header.get("PatientIdentityRemoved") == "YES" for header in headers):
+        return Match(reason="anonymised-copy")
+    by_uid = [("identifier", f"{terms.DICOM_UID}|{values.oid(held.uid)}")]
+    by_accession = (
+        [("identifier", f"{_escaped(system)}|{_escaped(number)}")] for system, number in accessions(site, headers)
+    )
+    for criteria in (by_uid, *by_accession):
+        found = [order for order in resources.find(connection, "ServiceRequest", criteria) if _fulfillable(order)]
+        if found:
+            return _decided(connection, site, found, headers[0])
+    return Match(reason="no-order")
+
+
+def patient_for(connection: Connection, site: Site, held: HeldStudy, header: Dataset, match: Match) -> str:
+    """The id of the Patient these images belong to; a placeholder is made for somebody unknown."""
+    if match.order is not None:
+        return patient_of(match.order) or ""
+    number = values.text(header.get("PatientID"))
+    if match.reason == "anonymised-copy" or not number:
+        return _placeholder(connection, header, f"study:{held.orthanc_id}", None)
+    system = site.system("mrn", values.text(header.get("IssuerOfPatientID")))
+    known = resources.find(connection, "Patient", [("identifier", f"{_escaped(system)}|{_escaped(number)}")])
+    if len(known) == 1:
+        return known[0]["id"]
+    return _placeholder(connection, header, f"mrn:{system}|{number}", {"system": system, "value": number})
+
+
+def accessions(site: Site, headers: Sequence[Dataset]) -> Iterator[tuple[str, str]]:
+    """The (system, accession number) pairs that the images carry, each once."""
+    seen: set[tuple[str, str]] = set()
+    for header in headers:
+        for source in (header, *(header.get("RequestAttributesSequence") or [])):
+            number = values.text(source.get("AccessionNumber"))
+            pair = (site.system("accession", _issuer(source)), number or "")
+            if number and pair not in seen:
+                seen.add(pair)
+                yield pair
+
+
+def _issuer(source: Dataset) -> str | None:
+    for item in source.get("IssuerOfAccessionNumberSequence") or []:
+        return values.text(item.get("LocalNamespaceEntityID")) or values.text(item.get("UniversalEntityID"))
+    return None
+
+
+def _decided(connection: Connection, site: Site, found: list[Json], header: Dataset) -> Match:
+    fitting = [order for order in found if _same_patient(connection, site, order, header)]
+    if len(fitting) == 1:
+        return Match(order=fitting[0])
+    return Match(reason="ambiguous-order" if fitting else "patient-mismatch")
+
+
+def _fulfillable(order: Json) -> bool:
+    return order["status"] not in {"draft", "entered-in-error"} and worklist.accession(order) is not None
+
+
+def _same_patient(connection: Connection, site: Site, order: Json, header: Dataset) -> bool:
+    ordered = resources.read(connection, "Patient", patient_of(order) or "")
+    number, issuer = values.text(header.get("PatientID")), values.text(header.get("IssuerOfPatientID"))
+    if ordered is None or not number:
+        return False
+    wanted = (site.system("mrn", issuer), number)
+    if any((one.get("system"), one.get("value")) == wanted for one in ordered.get("identifier", [])):
+        return True
+    # The very pair that our worklist gave for this patient, of an authority that has no DICOM issuer.
+    system, given = worklist.mrn(ordered, site.worklist)
+    return given == number and (issuer or "") == site.worklist.mrn_issuers.get(system, "")
+
+
+def _placeholder(connection: Connection, header: Dataset, key: str, identifier: Json | None) -> str:
+    made = patient.from_images(header, identifier) | {"id": str(uuid.uuid5(PATIENT_NAMESPACE, key))}
+    if resources.read(connection, "Patient", made["id"]) is None:
+        resources.put(connection, made, cause="images of an unknown patient", natural_key=f"patient:{key}")
+    return made["id"]
+
+
+def _escaped(value: str) -> str:
+    return re.sub(r"([\\,$|])", r"\\\1", value)
