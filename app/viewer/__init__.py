@@ -1,0 +1,1 @@
+"""The radiologist's door: launches, viewer sessions and OHIF (SMART App Launch 2.2, client side)."""
