@@ -8,11 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from decimal import InvalidOperation
+from functools import cache
 from typing import Any
 
 from pydicom import Dataset
 from pydicom.dataelem import RawDataElement
 from pydicom.sr._snomed_dict import mapping as snomed_mapping
+from pydicom.tag import BaseTag, Tag
 
 MAX_DEPTH = 64
 MAX_ITEMS = 50_000
@@ -126,21 +128,30 @@ class Tree:
             waiting.extend(reversed(current.children))
 
 
+@cache
+def _tag(keyword: str) -> BaseTag:
+    return Tag(keyword)
+
+
 def value(dataset: Dataset, keyword: str) -> Any:
     """The value of an attribute; None when absent or unreadable."""
+    tag = _tag(keyword)
     try:
-        return dataset.get(keyword)
+        return dataset[tag].value if tag in dataset else None
     except UNREADABLE:
         return None
 
 
 def text(dataset: Dataset, keyword: str) -> str:
-    """The value as stripped text; of several values the first, empty when absent."""
+    """The value as text without control characters; of several values the first, empty when absent."""
     found = first(value(dataset, keyword))
     try:
-        return "" if found is None else str(found).strip(" \t\r\n\0")
+        written = "" if found is None else str(found)
     except UNREADABLE:
         return ""
+    if not written.isprintable():
+        written = "".join(sign for sign in written if sign >= " " or sign in "\r\n\t")
+    return written.strip()
 
 
 def first(found: Any) -> Any:

@@ -78,8 +78,8 @@ def _is_words(code: Code) -> bool:
 
 
 def line(text: str) -> str:
-    """One line without doubled spaces, as a FHIR code and string must be."""
-    return " ".join(text.split())
+    """One line without doubled spaces and control characters, as a FHIR code and string must be."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
 
 
 def language(code: str | None) -> str | None:

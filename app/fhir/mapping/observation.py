@@ -120,7 +120,7 @@ class _Writer:
     def measurement(self, part: shapes.Measurement, lineage: str) -> Json:
         text = codes.line(part.codes[0].meaning) if part.codes else ""
         if part.derivation and text:
-            text = f"{text} ({codes.line(part.derivation.meaning) or part.derivation.value})"
+            text = f"{text} ({codes.line(part.derivation.meaning or part.derivation.value)})"
         resource: Json = self.common(part.path, lineage, part.observed or self.group.observed) | {
             "code": codes.concept(part.codes, self.maker, text),
             "note": _notes(part.notes),
@@ -157,8 +157,8 @@ class _Writer:
 
     def common(self, path: str, lineage: str, observed: datetime | None) -> Json:
         """What all Observations of a report share."""
-        context, content_item = self.context, f"{self.evidence.sop_uid}#{path}"
-        qualification = self.evidence.qualification
+        context, content_item = self.context, f"{codes.line(self.evidence.sop_uid)}#{path}"
+        qualification = codes.line(self.evidence.qualification or "")
         performer = list(context.performer)
         if not performer and self.evidence.observer:
             performer = [{"display": _person(self.evidence.observer)}]
@@ -189,12 +189,12 @@ class _Writer:
         return (moment if moment.tzinfo else moment.replace(tzinfo=self.context.zone)).isoformat()
 
     def tracking(self, uid: str | None, text: str | None) -> Iterator[Json]:
-        if uid:
+        if codes.line(uid or ""):
             kind = {"system": terms.DCM, "code": "112040", "display": "Tracking Unique Identifier"}
-            yield {"type": {"coding": [kind]}, "system": terms.DICOM_UID, "value": _urn(uid)}
-        if text:
+            yield {"type": {"coding": [kind]}, "system": terms.DICOM_UID, "value": _urn(uid or "")}
+        if codes.line(text or ""):
             kind = {"system": terms.DCM, "code": "112039", "display": "Tracking Identifier"}
-            yield {"type": {"coding": [kind]}, "system": terms.TRACKING_ID, "value": codes.line(text)}
+            yield {"type": {"coding": [kind]}, "system": terms.TRACKING_ID, "value": codes.line(text or "")}
 
     def is_doubtful(self, part: shapes.Measurement) -> bool:
         """A length or area of a viewer known for false units, which no image has confirmed."""
@@ -299,7 +299,9 @@ class _Writer:
         """One Reference per ImagingStudy, with the regions on it: R4's stand-in for ImagingSelection."""
         by_study: dict[str, list[Json]] = {self.evidence.study_uid: []} if not regions else {}
         for region in regions:
-            by_study.setdefault(region.study_uid or self.evidence.study_uid, []).append(self.region(region))
+            by_study.setdefault(codes.line(region.study_uid or "") or self.evidence.study_uid, []).append(
+                self.region(region)
+            )
         return [
             self.study(uid) | ({"extension": extensions} if extensions else {}) for uid, extensions in by_study.items()
         ]
@@ -369,7 +371,7 @@ def _day(text: str) -> str | None:
 
 
 def _urn(uid: str) -> str:
-    return f"urn:oid:{uid}" if codes.OID.fullmatch(uid) else uid
+    return f"urn:oid:{uid}" if codes.OID.fullmatch(uid) else codes.line(uid)
 
 
 def _finished(resource: Json) -> Json:

@@ -291,6 +291,35 @@ def test_evaluations_derivations_and_algorithms_find_their_elements() -> None:
         Observation.model_validate_json(as_text(resource))
 
 
+def spoilt(dataset: Dataset, keyword: str, junk: str) -> int:
+    """Put junk into an attribute wherever it occurs below a dataset; how often it did."""
+    count = 0
+    for element in dataset:
+        if element.VR == "SQ":
+            count += sum(spoilt(item, keyword, junk) for item in element.value)
+        elif element.keyword == keyword:
+            element._value = junk
+            count += 1
+    return count
+
+
+@pytest.mark.parametrize("junk", ["\x07", "a\x00\x1bb  c\n", "<script>", "\u2028", ""])
+@pytest.mark.parametrize(
+    "keyword",
+    ["CodeValue", "CodeMeaning", "CodingSchemeDesignator", "TextValue", "UID", "ReferencedSOPInstanceUID",
+     "StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID", "ContentQualification", "NumericValue"],
+)  # fmt: skip
+def test_junk_in_a_document_never_becomes_an_illegal_resource(keyword: str, junk: str) -> None:
+    report = dcmread(DATA / ALL_TOOLS)
+    assert spoilt(report, keyword, junk)
+    report.ConceptNameCodeSequence = dcmread(DATA / ALL_TOOLS).ConceptNameCodeSequence
+
+    found = sr.read(report, lambda _sop_uid: ct_image())
+
+    for resource in observation.observations(found, CONTEXT):
+        assert validation.validate(resource, "Observation") == []
+
+
 # --- codes and units ------------------------------------------------------------------------------------------------
 
 
