@@ -44,7 +44,7 @@ class Found:
 class Orthanc:
     """A connection pool to one archive; close it after use."""
 
-    def __init__(self, url: str, username: str = "", password: str = "") -> None:
+    def __init__(self, url: str, username: str = "", password: str = "", *, connections: int = CONNECTIONS) -> None:
         """`url` is Orthanc's REST root; without a username no credential is sent."""
         self._http = httpx.Client(
             base_url=url,
@@ -52,7 +52,7 @@ class Orthanc:
             # With gzip Orthanc compresses every answer anew, which costs ten times the transfer.
             headers={"Accept-Encoding": "identity"},
             timeout=TIMEOUT,
-            limits=httpx.Limits(max_connections=CONNECTIONS, max_keepalive_connections=2, keepalive_expiry=5),
+            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=2, keepalive_expiry=5),
             trust_env=False,
         )
 
@@ -112,6 +112,23 @@ class Orthanc:
     def tags(self, instance_id: str) -> Json:
         """Every tag of an instance but pixels, `{"0010,0010": {"Name", "Type", "Value"}}`."""
         return self._get(f"/instances/{instance_id}/tags")
+
+    def series_tags(self, series_id: str) -> Json:
+        """The tags of a whole series by instance id, as `{keyword: text}`."""
+        return self._json("GET", f"/series/{series_id}/instances-tags?simplify")
+
+    def metadata(self, path: str) -> list[Json]:
+        """DICOM JSON of a study, series or instance by UIDs; empty where the plugin is absent or the UID ambiguous."""
+        try:
+            return self._json("GET", f"/dicom-web{path}/metadata")
+        except (NotFound, BadRequest):
+            return []
+
+    def transcoded(self, instance_id: str, transfer_syntax: str) -> bytes:
+        """The instance as a file in another transfer syntax; nothing else changes, and nothing is stored."""
+        kept = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
+        body = {"Transcode": transfer_syntax, "Keep": kept, "Force": True}
+        return self._send("POST", f"/instances/{instance_id}/modify", json=body).content
 
     def file(self, instance_id: str) -> bytes:
         """The DICOM file as the archive holds it."""

@@ -1,0 +1,347 @@
+"""The DICOMweb gateway: each request becomes a typed target, is decided, proved to belong, and asked anew (PS3.18).
+
+Neither path nor query nor header of a caller ever reaches the archive.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import orjson
+from fastapi import APIRouter
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
+from starlette.responses import Response
+
+from app import audit as audit_trail
+from app.access import Access, Action, decide, permits, study_facts
+from app.audit import Outcome, Record
+from app.dicom import metadata, paths, qido, stow, wado
+from app.dicom.holdings import Holding, Holdings
+from app.dicom.orthanc import Orthanc
+from app.dicom.paths import Target
+from app.dicom.upstream import Upstream
+from app.dicom.wado import HEADERS, Wado
+from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotAcceptable, NotFound
+from app.store import studies
+from app.store.database import Store
+from app.store.studies import HeldStudy
+
+Authenticate = Callable[[Request], Access]
+Base = Callable[[Request], str]
+
+MOUNT = b"/dicom-web"
+JSON = "application/dicom+json"
+VERBS = {"search": "s", "store": "u"}
+GROUPED = frozenset({"frames", "rendered", "thumbnail", "bulkdata"})
+"""Audited once per grant, series and window, with a count."""
+WINDOW_SECONDS = 300.0
+METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """What the gateway is made of: the store, the archive's address, and whom to tell."""
+
+    store: Store
+    url: str
+    username: str
+    password: str
+    audit: Callable[[Record], None]
+    on_stored: Callable[[str], None]
+    """Hears the Orthanc id of a study that was stored into."""
+
+
+@dataclass(frozen=True, slots=True)
+class Admitted:
+    """A request that may go on: who asks, for what, and the one study it is about."""
+
+    request: Request
+    access: Access
+    target: Target
+    study: HeldStudy | None
+    base: str
+
+
+class Gateway:
+    """The gateway of one process, whatever number of addresses it is mounted at."""
+
+    def __init__(self, parts: Parts) -> None:
+        """Opens no connection yet."""
+        self.store = parts.store
+        self.on_stored = parts.on_stored
+        self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=3)
+        self.upstream = Upstream(parts.url, parts.username, parts.password)
+        self.holdings = Holdings(self.orthanc)
+        self.trail = Trail(parts.audit)
+
+    async def close(self) -> None:
+        """Write what is still counted and let go of every connection."""
+        await run_in_threadpool(self.trail.close)
+        await self.upstream.close()
+        self.orthanc.close()
+
+    def admit(self, request: Request, target: Target, access: Access, base: str) -> Admitted:
+        """Decide before anything is looked up, then find the one study; a refusal is audited."""
+        try:
+            study = self._decided(access, target)
+        except (Forbidden, NotFound, Conflict):
+            self.trail.add(_record(access, target, None, "denied", _request_id(request)))
+            raise
+        return Admitted(request, access, target, study, base)
+
+    def _decided(self, access: Access, target: Target) -> HeldStudy | None:
+        action = Action(VERBS.get(target.resource, "r"), "ImagingStudy")
+        if not permits(access, action):
+            raise Forbidden
+        return None if target.study is None else self.study(access, action, target.study)
+
+    def study(self, access: Access, action: Action, study_uid: str) -> HeldStudy:
+        """The study with this UID that the grant covers. Outside the grant, known and unknown are refused alike."""
+        if access.studies is not None and study_uid not in access.studies:
+            raise Forbidden
+        with self.store.read() as connection:
+            held = studies.with_uid(connection, study_uid)
+        covered = [study for study in held if covers(access, action, study)]
+        if len(covered) > 1:
+            raise Conflict("this Study Instance UID was used for more than one patient: ask under one patient's grant")
+        if covered:
+            return covered[0]
+        # A grant that names the study, or that no patient bounds, may know that it is not there.
+        if access.studies is not None or decide(access, action, study_facts(study_uid, None)):
+            raise NotFound("the archive holds no such study")
+        raise Forbidden
+
+    def holding(self, admitted: Admitted) -> Holding:
+        """What the archive holds of the study, with the named series and instance in it."""
+        target, study = admitted.target, admitted.study
+        if study is None:
+            raise NotFound
+        holding = self.holdings.kept(study, target.series, target.instance) or self.holdings.read(study)
+        if not holding.has(target.series, target.instance):
+            raise NotFound("the study has no such series or instance")
+        return holding
+
+    def search(self, admitted: Admitted) -> bytes:
+        """QIDO-RS: a list of what matches within the grant."""
+        _must_accept_json(admitted.request)
+        target = admitted.target
+        query = qido.parse(target.level, admitted.request.url.query)
+        searcher = qido.Searcher(self.orthanc, admitted.base, query)
+        if target.level == "study":
+            return orjson.dumps(searcher.page(searcher.studies(self._searchable(admitted, query))))
+        if admitted.study is not None:
+            # A series just stored must be found, so the tree is read as it is now.
+            holdings = [self.holdings.read(admitted.study)]
+        else:
+            holdings = map(self.holdings.read, self._searchable(admitted, query))
+        rows = (row for holding in holdings for row in _below(searcher, holding, target))
+        return orjson.dumps(searcher.page(rows))
+
+    def _searchable(self, admitted: Admitted, query: qido.Query) -> list[HeldStudy]:
+        action = Action("s", "ImagingStudy")
+        uids = query.match.get("StudyInstanceUID", "")
+        one = uids if paths.UID.fullmatch(uids) else None
+        with self.store.read() as connection:
+            held = studies.candidates(connection, admitted.access, one)
+        return [study for study in held if covers(admitted.access, action, study)]
+
+    def metadata(self, admitted: Admitted) -> bytes:
+        """WADO-RS metadata of a study, a series or an instance."""
+        _must_accept_json(admitted.request)
+        return orjson.dumps(metadata.read(self.orthanc, self.holding(admitted), admitted.target, admitted.base))
+
+    async def pixels(self, admitted: Admitted) -> Response:
+        """WADO-RS instances, frames, renderings, bulk data."""
+        target, study = admitted.target, admitted.study
+        kept = self.holdings.kept(study, target.series, target.instance) if study else None
+        holding = kept or await run_in_threadpool(self.holding, admitted)
+        way = Wado(self.orthanc, self.upstream, admitted.base)
+        if target.resource == "retrieve":
+            return await wado.retrieve(way, admitted.request, holding, target)
+        if target.resource in {"rendered", "thumbnail"}:
+            return await wado.rendered(way, admitted.request, holding, target)
+        instance = holding.instance(target.series, target.instance)
+        if instance is None:
+            raise NotFound("the study has no such instance")
+        if target.resource == "bulkdata":
+            return await wado.bulk_data(way, admitted.request, instance, target.element)
+        return await wado.frames(way, admitted.request, instance, target.frames)
+
+    async def stored(self, admitted: Admitted) -> Response:
+        """STOW-RS: spool, check, forward, verify, answer."""
+        parts = await stow.spool(admitted.request)
+        try:
+            outcome = await run_in_threadpool(self._store_parts, admitted, parts)
+        finally:
+            parts.close()
+        detail = {"stored": len(outcome.stored), "failed": len(outcome.failed)}
+        await run_in_threadpool(self.trail.add, self._told(admitted, detail))
+        return Response(
+            orjson.dumps(outcome.body(admitted.base)), outcome.status, headers=HEADERS, media_type=outcome.media_type
+        )
+
+    def _store_parts(self, admitted: Admitted, parts: stow.Spool) -> stow.Outcome:
+        door = stow.Door(self.store, self.orthanc, self.holdings, admitted.access)
+        action = Action("u", "ImagingStudy")
+        outcome = stow.store(door, parts, admitted.study, lambda uid: self.study(admitted.access, action, uid))
+        for orthanc_id in outcome.touched:
+            self.on_stored(orthanc_id)
+        return outcome
+
+    @staticmethod
+    def _told(admitted: Admitted, detail: dict[str, Any]) -> Record:
+        request_id = _request_id(admitted.request)
+        record = _record(admitted.access, admitted.target, admitted.study, "allowed", request_id)
+        return replace(record, detail=detail)
+
+
+def _below(searcher: qido.Searcher, holding: Holding, target: Target) -> Any:
+    if target.level == "series":
+        return searcher.series(holding)
+    if target.series is not None and target.series not in holding.series:
+        raise NotFound("the study has no such series")
+    return searcher.instances(holding, target.series)
+
+
+def covers(access: Access, action: Action, study: HeldStudy) -> bool:
+    """Whether the grant covers this very study: its UID, its patient and its ImagingStudy."""
+    facts = replace(study_facts(study.study_uid, study.patient_id), resource_id=study.imaging_study_id)
+    return decide(access, action, facts)
+
+
+def _must_accept_json(request: Request) -> None:
+    offered = (JSON, "application/json")
+    if not any(wado.names(wanted.type, one) for wanted in wado.accepted(request) for one in offered):
+        raise NotAcceptable(f"this is sent as {JSON}")
+
+
+def _record(access: Access, target: Target, study: HeldStudy | None, outcome: Outcome, request_id: str) -> Record:
+    record = Record(
+        "dicomweb",
+        target.resource,
+        outcome,
+        patient_id=study.patient_id if study else access.patient_id,
+        study_uid=target.study,
+        target=f"{target.path()}/{target.resource}",
+        request_id=request_id,
+    )
+    return audit_trail.of(access, record)
+
+
+def _request_id(request: Request) -> str:
+    return getattr(request.state, "request_id", "")
+
+
+class Trail:
+    """Audits at once, but counts the many small reads of a series: the first is written, the rest as one number."""
+
+    def __init__(self, audit: Callable[[Record], None], window: float = WINDOW_SECONDS) -> None:
+        """`audit` stores one record durably."""
+        self.add = audit
+        self._window = window
+        self._lock = threading.Lock()
+        self._counts: dict[tuple[str | None, ...], tuple[Record, float, int]] = {}
+
+    def count(self, record: Record, series_uid: str | None) -> None:
+        """One more read of this kind from this series."""
+        key = (record.grant_id, record.client_id, record.study_uid, record.patient_id, series_uid, record.action)
+        now = time.monotonic()
+        with self._lock:
+            over = self._over(now)
+            first = key not in self._counts
+            _, since, count = self._counts.get(key, (record, now, -1))
+            self._counts[key] = (record, since, count + 1)
+        for ended in over:
+            self.add(ended)
+        if first:
+            self.add(replace(record, detail={"count": 1, "series": series_uid}))
+
+    def close(self) -> None:
+        """Write every count that is still open."""
+        with self._lock:
+            over = self._over(float("inf"))
+        for ended in over:
+            self.add(ended)
+
+    def _over(self, now: float) -> list[Record]:
+        ended = [key for key, (_, since, _) in self._counts.items() if now - since >= self._window]
+        closed = [(key, *self._counts.pop(key)) for key in ended]
+        return [
+            replace(record, detail={"count": count, "series": key[4], "more": True})
+            for key, record, _, count in closed
+            if count > 0
+        ]
+
+
+def routes(gateway: Gateway, authenticate: Authenticate, base: Base) -> APIRouter:
+    """The gateway under one address that ends in /dicom-web: `base(request)` is that address as clients see it."""
+
+    async def serve(request: Request) -> Response:
+        target = paths.parse(request.method, below(request.scope))
+        admitted = await run_in_threadpool(lambda: gateway.admit(request, target, authenticate(request), base(request)))
+        return await _answer(gateway, admitted)
+
+    router = APIRouter()
+    router.add_api_route(
+        "/{rest:path}", serve, methods=METHODS, include_in_schema=False, response_model=None, name="dicomweb"
+    )
+    return router
+
+
+def below(scope: Any) -> bytes:
+    """The raw path below the service root; a path that would have to be decoded is refused."""
+    raw: bytes = scope.get("raw_path") or b""
+    path, _, _ = raw.partition(b"?")
+    _, mount, rest = path.partition(MOUNT)
+    if not mount or b"%" in path:
+        raise BadRequest("the path has characters that no DICOMweb address has")
+    return rest
+
+
+async def _answer(gateway: Gateway, admitted: Admitted) -> Response:
+    target = admitted.target
+    try:
+        match target.resource:
+            case "search":
+                return _json(await run_in_threadpool(_audited, gateway, admitted, gateway.search))
+            case "metadata":
+                return _json(await run_in_threadpool(_audited, gateway, admitted, gateway.metadata))
+            case "store":
+                return await gateway.stored(admitted)
+            case _:
+                response = await gateway.pixels(admitted)
+    except IsocenterError as error:
+        await run_in_threadpool(_failed, gateway, admitted, error)
+        raise
+    await run_in_threadpool(_read, gateway, admitted)
+    return response
+
+
+def _json(content: bytes) -> Response:
+    return Response(content, media_type=JSON, headers=HEADERS)
+
+
+def _audited(gateway: Gateway, admitted: Admitted, work: Callable[[Admitted], bytes]) -> bytes:
+    content = work(admitted)
+    gateway.trail.add(
+        _record(admitted.access, admitted.target, admitted.study, "allowed", _request_id(admitted.request))
+    )
+    return content
+
+
+def _read(gateway: Gateway, admitted: Admitted) -> None:
+    record = _record(admitted.access, admitted.target, admitted.study, "allowed", _request_id(admitted.request))
+    if admitted.target.resource in GROUPED:
+        gateway.trail.count(record, admitted.target.series)
+    else:
+        gateway.trail.add(record)
+
+
+def _failed(gateway: Gateway, admitted: Admitted, error: IsocenterError) -> None:
+    record = _record(admitted.access, admitted.target, admitted.study, "failed", _request_id(admitted.request))
+    gateway.trail.add(replace(record, detail={"status": error.status}))
