@@ -10,7 +10,8 @@ from typing import Any, Literal, Self
 
 import httpx
 import pydicom
-from pydicom.dataset import FileDataset
+from dicomweb_client import DICOMwebClient, session_utils
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.errors import InvalidDicomError
 
 from app.errors import ArchiveUnavailable, BadRequest, IsocenterError, NotFound
@@ -46,6 +47,7 @@ class Orthanc:
 
     def __init__(self, url: str, username: str = "", password: str = "", *, connections: int = CONNECTIONS) -> None:
         """`url` is Orthanc's REST root; without a username no credential is sent."""
+        self._url, self._credential = url, (username, password)
         self._http = httpx.Client(
             base_url=url,
             auth=(username, password) if username else None,
@@ -146,6 +148,24 @@ class Orthanc:
         """Every resource that carries this UID; two studies may, when two patients do."""
         answer: list[Json] = self._json("POST", "/tools/lookup", content=uid)
         return [Found(found["Type"], found["ID"]) for found in answer]
+
+    def instances_with_uid(self, sop_uid: str) -> list[str]:
+        """The archive's ids of the instances that carry this SOP Instance UID."""
+        return [found.orthanc_id for found in self.lookup(sop_uid) if found.level == "Instance"]
+
+    def stow(self, document: Dataset) -> None:
+        """Store one object by STOW-RS, as into any archive; what is there already stays as it is."""
+        session = session_utils.create_session_from_user_pass(*self._credential)
+        session.headers["Accept-Encoding"] = "identity"
+        session.trust_env = False
+        web = DICOMwebClient(f"{self._url}/dicom-web", session=session)
+        try:
+            web.store_instances([document])
+        except OSError as error:
+            # requests' errors are OSErrors: an archive that refuses says why only to us.
+            raise ArchiveUnavailable(f"the archive did not store the object ({type(error).__name__})") from error
+        finally:
+            session.close()
 
     def parent(self, level: Literal["instances", "series"], orthanc_id: str, above: str) -> Json:
         """What an instance or a series belongs to: `above` is series, study or patient."""

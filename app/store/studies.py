@@ -81,6 +81,19 @@ def count_images(connection: Connection, study_orthanc_id: str, apart_from: froz
     return connection.execute(sa.select(sa.func.count()).select_from(instance).where(own)).scalar_one()
 
 
+def of_imaging_study(connection: Connection, imaging_study_id: str) -> list[str]:
+    """The archive's ids of the studies that an ImagingStudy tells of."""
+    own = sa.and_(study.c.imaging_study_id == imaging_study_id, study.c.missing_since.is_(None))
+    return list(connection.execute(sa.select(study.c.orthanc_id).where(own)).scalars())
+
+
+def any_image(connection: Connection, study_orthanc_id: str, apart_from: frozenset[str]) -> str | None:
+    """The archive's id of one instance in a series of another modality than these: always the same one."""
+    own = sa.and_(instance.c.study_orthanc_id == study_orthanc_id, instance.c.modality.not_in(apart_from))
+    statement = sa.select(instance.c.orthanc_id).where(own).order_by(instance.c.sop_uid).limit(1)
+    return connection.execute(statement).scalar()
+
+
 def instance_of(connection: Connection, sop_uid: str) -> list[HeldInstance]:
     """Where an SOP Instance UID is in the archive: more than one place when it was used twice."""
     columns = [instance.c[name] for name in HeldInstance.__dataclass_fields__]

@@ -31,6 +31,7 @@ class Dirty:
     orthanc_id: str
     mark: int
     attempts: int
+    reason: str
 
 
 def position(connection: Connection, name: str) -> Position:
@@ -72,7 +73,7 @@ def claim(connection: Connection) -> Dirty | None:
         return None
     own = dirty_study.update().where(dirty_study.c.orthanc_id == row["orthanc_id"])
     connection.execute(own.values(claimed_until=moment + CLAIM_MS, attempts=row["attempts"] + 1))
-    return Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1)
+    return Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1, row["reason"])
 
 
 def clean(connection: Connection, dirty: Dirty) -> None:

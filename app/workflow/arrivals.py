@@ -18,7 +18,7 @@ from app.dicom import archive, uids
 from app.dicom.archive import HeldStudy
 from app.dicom.orthanc import Orthanc
 from app.fhir import resources
-from app.fhir.mapping import imaging_study, task
+from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
 from app.store import outbox, studies, sync, timeline
 from app.store.database import Store, now
@@ -27,7 +27,6 @@ from app.store.sync import Dirty, Known, Position
 from app.store.timeline import Happening
 from app.workflow import matching, orders
 from app.workflow.site import Site
-from app.workflow.states import FINAL_REPORTS, TERMINAL
 
 log = structlog.get_logger(__name__)
 
@@ -289,7 +288,7 @@ def _tell(connection: Connection, arrival: Arrival, match: matching.Match) -> No
     if match.order is None:
         return
     _alias(connection, match.order, held.uid, cause)
-    advance(connection, match.order["id"], modalities(held), "images-available", cause)
+    orders.advance(connection, match.order["id"], modalities(held), "images-available", cause)
     if arrival.late:
         _late(connection, match.order, held)
 
@@ -310,23 +309,12 @@ def modalities(held: HeldStudy) -> frozenset[str]:
     return frozenset(series.modality for series in held.series) - uids.NOT_IMAGES
 
 
-def advance(connection: Connection, order_id: str, acquired: frozenset[str], kind: str, cause: str) -> None:
-    """Move the steps whose modality acquired images; a single step moves whatever its modality was called."""
-    steps = [step for step in orders.steps_of(connection, order_id) if step["status"] not in TERMINAL]
-    if len(steps) == 1 and acquired:
-        orders.move_steps(connection, order_id, kind, cause)
-        return
-    for modality in {task.modality(step) for step in steps} & acquired:
-        orders.move_steps(connection, order_id, kind, cause, modality=modality)
-
-
 def _images(held: HeldStudy) -> int:
     return sum(len(series.instances) for series in held.series if series.modality not in uids.NOT_IMAGES)
 
 
 def _late(connection: Connection, order: Json, held: HeldStudy) -> None:
-    reports = resources.find(connection, "DiagnosticReport", [("based-on", f"ServiceRequest/{order['id']}")])
-    if any(report["status"] in FINAL_REPORTS for report in reports):
+    if orders.final_reports(connection, order["id"]):
         focus = f"ServiceRequest/{order['id']}"
         orders.review(connection, f"late|{held.digest}", "late-images", focus, orders.patient_of(order))
 
@@ -354,7 +342,8 @@ def _complete(connection: Connection, orthanc_id: str, before: int) -> None:
     timeline.add(connection, happening)
     if row.order_id is not None:
         acquired = studies.modalities(connection, orthanc_id) - uids.NOT_IMAGES
-        advance(connection, row.order_id, acquired, "images-complete", cause)
+        orders.advance(connection, row.order_id, acquired, "images-complete", cause)
+        orders.complete(connection, row.order_id, cause)
 
 
 def _absent(site: Site, connection: Connection, dirty: Dirty) -> None:

@@ -21,7 +21,7 @@ from app.store import counters, timeline
 from app.store.database import Store
 from app.store.timeline import Happening
 from app.workflow.site import Procedure, Site
-from app.workflow.states import OPEN, STEP_MOVES, WAITING
+from app.workflow.states import FINAL_REPORTS, OPEN, STEP_MOVES, TERMINAL, WAITING
 
 INTENTS = frozenset({"order", "original-order", "filler-order", "instance-order"})
 IMAGING = ("http://snomed.info/sct", "363679005")
@@ -96,6 +96,32 @@ def move_steps(connection: Connection, order_id: str, kind: str, cause: str, *, 
     if moved:
         timeline.add(connection, Happening(kind, cause, order_id=order_id))
     return moved
+
+
+def advance(connection: Connection, order_id: str, acquired: frozenset[str], kind: str, cause: str) -> None:
+    """Move the steps whose modality acquired images; a single step moves whatever its modality was called."""
+    steps = [step for step in steps_of(connection, order_id) if step["status"] not in TERMINAL]
+    if len(steps) == 1 and acquired:
+        move_steps(connection, order_id, kind, cause)
+        return
+    for modality in {task.modality(step) for step in steps} & acquired:
+        move_steps(connection, order_id, kind, cause, modality=modality)
+
+
+def final_reports(connection: Connection, order_id: str) -> list[Json]:
+    """The signed reports of an order."""
+    reports = resources.find(connection, "DiagnosticReport", [("based-on", f"ServiceRequest/{order_id}")])
+    return [report for report in reports if report["status"] in FINAL_REPORTS]
+
+
+def complete(connection: Connection, order_id: str, cause: str) -> None:
+    """An order is completed when a signed report exists and no step is open; until then it stays as it is."""
+    order = resources.read(connection, "ServiceRequest", order_id)
+    if order is None or order["status"] != "active" or not final_reports(connection, order_id):
+        return
+    if all(step["status"] in TERMINAL for step in steps_of(connection, order_id)):
+        resources.edit(connection, "ServiceRequest", order_id, {"status": "completed"}, cause=cause)
+        timeline.add(connection, Happening("order-completed", cause, order_id=order_id))
 
 
 def _numbered(site: Site, connection: Connection, order: Json, before: Json | None, cause: str) -> Json:
