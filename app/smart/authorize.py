@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from app.errors import NotFound
 from app.settings import Settings
-from app.smart import clients, launches, opaque, scopes, users
+from app.smart import clients, launches, opaque, scopes, tokens, users
 from app.smart.clients import Client
 from app.smart.facts import limits
 from app.smart.launches import LaunchContext
@@ -242,7 +242,12 @@ def give_code(connection: Connection, asking: Asking, person: Person, offer: Off
         except NotFound as error:
             raise Refused("invalid_request", "this launch is unknown, expired or already used") from error
     code, at = opaque.make(), now()
-    user = person.user
+    user, seconds = person.user, access_seconds(asking.client)
+    lifetime = tokens.grant_seconds(offer.scope, seconds)
+    # Offline access outlives the login, everything else ends with it.
+    session_hash = None if "offline_access" in offer.scope.split() else person.session_hash
+    if session_hash is not None:
+        lifetime = min(lifetime, limits().login_seconds - (at - person.auth_time) // 1000)
     fhir_user = user.fhir_user or (offer.launch.fhir_user if offer.launch else None)
     promised = {
         "scope": offer.scope,
@@ -251,9 +256,9 @@ def give_code(connection: Connection, asking: Asking, person: Person, offer: Off
         "context": dict(offer.context),
         "user_name": user.name,
         "fhir_user": fhir_user,
-        # Offline access outlives the login, everything else ends with it.
-        "session_hash": None if "offline_access" in offer.scope.split() else person.session_hash,
-        "seconds": access_seconds(asking.client),
+        "session_hash": session_hash,
+        "seconds": seconds,
+        "lifetime": lifetime,
     }
     row = {
         "hash": opaque.digest(code),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -29,7 +29,8 @@ AUTH_METHODS: Mapping[str, frozenset[str]] = {
 CURVES = frozenset({"P-384"})
 SMALLEST_RSA = 2048
 LOCAL_NAMES = frozenset({"localhost"})
-HASHER = PasswordHasher()
+# OWASP's argon2id profile of least memory: a flood of logins must not take the server's memory.
+HASHER = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +50,7 @@ class Client:
     skip_consent: bool = False
     study_bound: bool = False
     disabled: bool = False
-    secret_hash: str = ""
+    secret_hash: str = field(default="", repr=False)
 
     @property
     def client_id(self) -> str:

@@ -148,20 +148,30 @@ def _code(desk: _Desk, asking: Asking, person: Person, offer: Offer) -> Response
     code = desk.store.transact(lambda connection: authorize.give_code(connection, asking, person, offer))
     study = offer.studies[0] if offer.studies and len(offer.studies) == 1 else None
     _note(
-        desk, "authorize", "allowed", client_id=asking.client.id, fhir_user=person.user.fhir_user,
-        patient_id=offer.patient_id, study_uid=study,
-    )  # fmt: skip
+        desk,
+        "authorize",
+        "allowed",
+        client_id=asking.client.id,
+        fhir_user=person.user.fhir_user,
+        patient_id=offer.patient_id,
+        study_uid=study,
+    )
     return _redirect(asking.address.answer(desk.settings, code=code))
 
 
 def _login_page(desk: _Desk, visit: _Visit, form: Form, *, fault: str = "", status: int = 200) -> Response:
     return pages.page(
-        "login.html", status, base=desk.settings.public_url, client=visit.asking.client, csrf=visit.csrf,
-        request=urlencode(form.pairs), fault=fault,
-    )  # fmt: skip
+        "login.html",
+        status,
+        base=desk.settings.public_url,
+        client=visit.asking.client,
+        csrf=visit.csrf,
+        request=urlencode(form.pairs),
+        fault=fault,
+    )
 
 
-def _consent_page(desk: _Desk, visit: _Visit, form: Form) -> Response:
+def _consent_page(desk: _Desk, visit: _Visit, form: Form, *, status: int = 200) -> Response:
     person, offer = visit.person, visit.offer
     if person is None or offer is None:
         return _login_page(desk, visit, form)
@@ -172,9 +182,17 @@ def _consent_page(desk: _Desk, visit: _Visit, form: Form) -> Response:
         study = desk.patients.study(connection, launch.imaging_study_id or "") if launch and known else ""
     told = [{"value": scope, "words": pages.in_words(scope, study)} for scope in offer.scope.split()]
     return pages.page(
-        "consent.html", base=desk.settings.public_url, client=visit.asking.client, user=person.user, csrf=visit.csrf,
-        request=urlencode(form.pairs), patient=patient, study=study, scopes=told,
-    )  # fmt: skip
+        "consent.html",
+        status,
+        base=desk.settings.public_url,
+        client=visit.asking.client,
+        user=person.user,
+        csrf=visit.csrf,
+        request=urlencode(form.pairs),
+        patient=patient,
+        study=study,
+        scopes=told,
+    )
 
 
 def _login(desk: _Desk, request: Request, form: Form) -> Response:
@@ -182,6 +200,8 @@ def _login(desk: _Desk, request: Request, form: Form) -> Response:
     fields, asked = form.fields, decode(form.fields.get("request", ""))
 
     def answer(visit: _Visit) -> Response:
+        if visit.person is not None:
+            return _redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(asked.pairs)}")
         if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
             return _login_page(desk, visit, asked, fault="The form had expired. Please try again.", status=403)
         name, address = fields.get("username", ""), request.client.host if request.client else ""
@@ -199,7 +219,7 @@ def _login(desk: _Desk, request: Request, form: Form) -> Response:
         _set_cookie(desk, response, users.cookie_name(desk.settings), value)
         return response
 
-    return _visited(desk, request, asked, answer)
+    return _with_form_cookie(desk, request, _visited(desk, request, asked, answer))
 
 
 def _consent(desk: _Desk, request: Request, form: Form) -> Response:
@@ -211,7 +231,7 @@ def _consent(desk: _Desk, request: Request, form: Form) -> Response:
         if person is None or offer is None:
             return _login_page(desk, visit, asked)
         if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
-            return _consent_page(desk, visit, asked)
+            return _consent_page(desk, visit, asked, status=403)
         if fields.get("decision") != "allow":
             raise Refused("access_denied", "the user denied the request")
         scope = authorize.narrowed(offer.scope, form.values("scope"))
@@ -260,9 +280,9 @@ def _oauth(server: Server, request: Request, form: Form, answer: Callable[[Token
         response: Response = answer(asked)
     except OAuth2Error as error:
         return server.handle_response(*error())
-    if response.status_code >= 400:
-        client = asked.client.id if asked.client is not None else ""
-        server.audit(Record("smart", request.url.path.rpartition("/")[2], "denied", client))
+    outcome = "allowed" if response.status_code < 400 else "denied"
+    client = asked.client.id if asked.client is not None else ""
+    server.audit(Record("smart", request.url.path.rpartition("/")[2], outcome, client))
     return response
 
 

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -57,7 +58,7 @@ class Server(AuthorizationServer):
 
     def query_client(self, client_id: str) -> Client | None:
         """A registered app that is not disabled."""
-        if "\0" in client_id:
+        if not (client_id.isascii() and client_id.isprintable()):
             return None
         with self.store.read() as connection:
             return clients.find(connection, client_id)
@@ -125,21 +126,21 @@ class CodeGrant(AuthorizationCodeGrant):
 
 def _redeem(connection: Connection, row: Mapping[str, Any]) -> dict[str, Any] | None:
     promised = row["grant"]
-    with connection.begin_nested() as savepoint:
-        grant_id = tokens.open_grant(
-            connection,
-            client_id=row["client_id"],
-            user=users.User(row["user_id"], promised["user_name"], fhir_user=promised["fhir_user"]),
-            patient_id=promised["patient_id"],
-            studies=promised["studies"],
-            scope=promised["scope"],
-            context=promised["context"],
-            lifetime=tokens.grant_seconds(promised["scope"], promised["seconds"]),
-            session_hash=promised["session_hash"],
-        )
-        if not grants.use_code(connection, row["hash"], grant_id, now()):
-            savepoint.rollback()
-            return None
+    grant_id = str(uuid.uuid4())
+    if not grants.use_code(connection, row["hash"], grant_id, now()):
+        return None
+    tokens.open_grant(
+        connection,
+        client_id=row["client_id"],
+        user=users.User(row["user_id"], promised["user_name"], fhir_user=promised["fhir_user"]),
+        patient_id=promised["patient_id"],
+        studies=promised["studies"],
+        scope=promised["scope"],
+        context=promised["context"],
+        lifetime=promised["lifetime"],
+        session_hash=promised["session_hash"],
+        grant_id=grant_id,
+    )
     return tokens.issue(connection, grant_id, seconds=promised["seconds"])
 
 

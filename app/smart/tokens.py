@@ -68,9 +68,10 @@ def open_grant(  # noqa: PLR0913 - a grant has these parts
     context: Mapping[str, Any],
     lifetime: int,
     session_hash: str | None = None,
+    grant_id: str | None = None,
 ) -> str:
     """Keep a grant for `lifetime` seconds and return its id. `studies` None binds it to no study."""
-    grant_id, at = str(uuid.uuid4()), now()
+    grant_id, at = grant_id or str(uuid.uuid4()), now()
     row = {
         "id": grant_id,
         "client_id": client_id,

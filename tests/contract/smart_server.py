@@ -17,13 +17,16 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 import httpx
+import pytest
 import uvicorn
 from fastapi import FastAPI
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
+from sqlmodel import SQLModel
 
 from app.access import Access
 from app.audit import Record
+from app.errors import Unauthenticated
 from app.settings import Settings
 from app.smart import clients, launches, server, tokens, users
 from app.smart.clients import Client
@@ -53,11 +56,19 @@ APPS = (
     Client("robot", "Robot", "asymmetric", scope="system/ImagingStudy.rs system/Patient.r", jwks=JWKS),
     Client("archive", "Archive", "asymmetric", scope="isocenter/introspect", jwks=JWKS),
 )
+__all__ = ["Unauthenticated", "clients", "users"]
 PASSWORD = "correct horse battery"
 
 
 def challenge(verifier: str) -> str:
     return base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+
+
+def dump(store: Store) -> str:
+    """Every row of every table, as text."""
+    with store.read() as connection:
+        tables = SQLModel.metadata.sorted_tables
+        return repr([tuple(row) for table in tables for row in connection.execute(table.select())])
 
 
 def query(location: str) -> dict[str, str]:
@@ -199,7 +210,9 @@ def consent(page: httpx.Response, decision: str, drop: str = "") -> dict[str, An
 
 @contextmanager
 def serving(app: FastAPI, port: int) -> Iterator[None]:
-    running = uvicorn.Server(uvicorn.Config(app, host="127.0.0.1", port=port, log_level="debug", lifespan="off"))
+    running = uvicorn.Server(
+        uvicorn.Config(app, host="127.0.0.1", port=port, log_level="debug", access_log=False, lifespan="off")
+    )
     thread = threading.Thread(target=running.run, daemon=True)
     thread.start()
     try:
@@ -210,8 +223,14 @@ def serving(app: FastAPI, port: int) -> Iterator[None]:
         thread.join(10)
 
 
+@pytest.fixture
+def site(store: Store, tmp_path: Path) -> Iterator[Site]:
+    with site_of(store, tmp_path) as running:
+        yield running
+
+
 @contextmanager
-def site(store: Store, folder: Path) -> Iterator[Site]:
+def site_of(store: Store, folder: Path) -> Iterator[Site]:
     port = processes.free_port()
     url = f"http://127.0.0.1:{port}"
     settings = Settings(public_url=url, data_dir=folder, secret_key="k" * 40)  # pyright: ignore
