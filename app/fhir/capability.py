@@ -17,7 +17,7 @@ FHIR_VERSION = "4.0.1"
 DATE = "2026-11-22"
 """When what is offered changed last."""
 READING = frozenset({"read", "vread", "search-type"})
-_OAUTH = ("authorize", "token", "register", "introspect", "revoke", "manage")
+_OAUTH = ("authorize", "token", "introspect", "revoke")
 _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _SECURITY_SERVICE = "http://terminology.hl7.org/CodeSystem/restful-security-service"
 

@@ -170,7 +170,7 @@ def _endpoint(door: Door, offer: Offer, interaction: str, handler: Handler) -> C
 
 
 def _audit(call: Call, access: Access, how: Any) -> None:
-    about = {"target": call.target, "request_id": _id(call.request), **call.about}
+    about: dict[str, Any] = {"target": call.target, "request_id": _id(call.request), **call.about}
     call.door.audit(of(access, Record(door="fhir", action=call.interaction, outcome=how, **about)))
 
 
