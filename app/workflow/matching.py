@@ -6,7 +6,6 @@ ends the search without a link.
 
 from __future__ import annotations
 
-import re
 import uuid
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from app.dicom.archive import HeldStudy
 from app.fhir import resources
 from app.fhir.mapping import patient, terms, values, worklist
 from app.fhir.mapping.codes import Json
-from app.workflow.orders import patient_of
+from app.workflow.orders import escaped, patient_of
 from app.workflow.site import Site
 
 PATIENT_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/Patient")
@@ -38,7 +37,7 @@ def order_for(connection: Connection, site: Site, held: HeldStudy, headers: Sequ
         return Match(reason="anonymised-copy")
     by_uid = [("identifier", f"{terms.DICOM_UID}|{values.oid(held.uid)}")]
     by_accession = (
-        [("identifier", f"{_escaped(system)}|{_escaped(number)}")] for system, number in accessions(site, headers)
+        [("identifier", f"{escaped(system)}|{escaped(number)}")] for system, number in accessions(site, headers)
     )
     for criteria in (by_uid, *by_accession):
         found = [order for order in resources.find(connection, "ServiceRequest", criteria) if _fulfillable(order)]
@@ -55,7 +54,7 @@ def patient_for(connection: Connection, site: Site, held: HeldStudy, header: Dat
     if match.reason == "anonymised-copy" or not number:
         return _placeholder(connection, header, f"study:{held.orthanc_id}", None)
     system = site.system("mrn", values.text(header.get("IssuerOfPatientID")))
-    known = resources.find(connection, "Patient", [("identifier", f"{_escaped(system)}|{_escaped(number)}")])
+    known = resources.find(connection, "Patient", [("identifier", f"{escaped(system)}|{escaped(number)}")])
     if len(known) == 1:
         return known[0]["id"]
     return _placeholder(connection, header, f"mrn:{system}|{number}", {"system": system, "value": number})
@@ -108,7 +107,3 @@ def _placeholder(connection: Connection, header: Dataset, key: str, identifier: 
     if resources.read(connection, "Patient", made["id"]) is None:
         resources.put(connection, made, cause="images of an unknown patient", natural_key=f"patient:{key}")
     return made["id"]
-
-
-def _escaped(value: str) -> str:
-    return re.sub(r"([\\,$|])", r"\\\1", value)

@@ -308,18 +308,19 @@ def _open_steps(connection: Connection, keys: WorklistKeys) -> Iterator[Json]:
 def _patients(connection: Connection, keys: WorklistKeys) -> str | None:
     if keys.patient_id is None:
         return None
-    found = resources.find(connection, "Patient", [("identifier", _escaped(keys.patient_id))])
+    found = resources.find(connection, "Patient", [("identifier", escaped(keys.patient_id))])
     return ",".join(f"Patient/{patient['id']}" for patient in found)
 
 
 def _orders(connection: Connection, keys: WorklistKeys) -> str | None:
     if keys.accession is None:
         return None
-    found = resources.find(connection, "ServiceRequest", [("identifier", _escaped(keys.accession))])
+    found = resources.find(connection, "ServiceRequest", [("identifier", escaped(keys.accession))])
     return ",".join(f"ServiceRequest/{order['id']}" for order in found)
 
 
-def _escaped(value: str) -> str:
+def escaped(value: str) -> str:
+    """A value as a search parameter takes it, with its separators escaped."""
     return re.sub(r"([\\,$|])", r"\\\1", value)
 
 

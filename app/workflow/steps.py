@@ -1,0 +1,59 @@
+"""What a modality reports of its step moves the Task it belongs to (PS3.4 Annex F, Modality Performed Procedure Step)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.engine import Connection
+
+from app.dicom.mpps import MppsHandler, PerformedStep
+from app.fhir import resources
+from app.fhir.mapping import task, terms
+from app.fhir.mapping.codes import Json
+from app.store import mpps
+from app.store.database import Store
+from app.store.timeline import Happening, add
+from app.workflow.orders import complete, escaped
+from app.workflow.states import STEP_MOVES
+
+MOVES = {"IN PROGRESS": "step-started", "COMPLETED": "step-completed", "DISCONTINUED": "step-discontinued"}
+
+
+def handler(store: Store) -> MppsHandler:
+    """The MPPS service's memory and its way up."""
+
+    def load(uid: str) -> dict[str, Any] | None:
+        with store.read() as connection:
+            return mpps.load(connection, uid)
+
+    def save(uid: str, state: dict[str, Any]) -> None:
+        store.transact(lambda connection: mpps.save(connection, uid, state))
+
+    def performed(step: PerformedStep) -> None:
+        store.transact(lambda connection: perform(connection, step))
+
+    return MppsHandler(load, save, performed)
+
+
+def perform(connection: Connection, step: PerformedStep) -> None:
+    """Move the scheduled steps that this performed step names. Safe to repeat."""
+    kind, cause = MOVES[step.status], f"MPPS {step.uid}"
+    move = STEP_MOVES[kind]
+    for found in _scheduled(connection, step):
+        if found["status"] not in move.sources:
+            continue
+        order_id = found["focus"]["reference"].removeprefix("ServiceRequest/")
+        changes: dict[str, Any] = {"status": move.status, "businessStatus": task.business_status(move.business)}
+        resources.edit(connection, "Task", found["id"], changes, cause=cause)
+        add(connection, Happening(kind, cause, order_id=order_id))
+        complete(connection, order_id, cause)
+
+
+def _scheduled(connection: Connection, step: PerformedStep) -> list[Json]:
+    """The Tasks by their step ids; a step id of another accession number is not ours."""
+    found: list[Json] = []
+    for scheduled in step.scheduled:
+        if scheduled.step_id:
+            criteria = [("identifier", f"{terms.STEP}|{escaped(scheduled.step_id)}")]
+            found += resources.find(connection, "Task", criteria)
+    return found
