@@ -22,6 +22,7 @@ from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
 from app.dicom import metadata, paths, qido, stow, wado
 from app.dicom.holdings import Holding, Holdings
+from app.dicom.multipart import Limits
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
 from app.dicom.upstream import Upstream
@@ -54,6 +55,7 @@ class Parts:
     audit: Callable[[Record], None]
     on_stored: Callable[[str], None]
     """Hears the Orthanc id of a study that was stored into."""
+    limits: Limits = stow.LIMITS
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,6 +76,7 @@ class Gateway:
         """Opens no connection yet."""
         self.store = parts.store
         self.on_stored = parts.on_stored
+        self.limits = parts.limits
         self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=3)
         self.upstream = Upstream(parts.url, parts.username, parts.password)
         self.holdings = Holdings(self.orthanc)
@@ -174,7 +177,7 @@ class Gateway:
 
     async def stored(self, admitted: Admitted) -> Response:
         """STOW-RS: spool, check, forward, verify, answer."""
-        parts = await stow.spool(admitted.request)
+        parts = await stow.spool(admitted.request, self.limits)
         try:
             outcome = await run_in_threadpool(self._store_parts, admitted, parts)
         finally:

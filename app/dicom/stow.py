@@ -147,7 +147,7 @@ def _reason(refused: Refused) -> Json:
     return {qido.tag("FailureReason"): qido.element("FailureReason", refused.reason)}
 
 
-async def spool(request: Request, limits: Limits = LIMITS) -> Spool:
+async def spool(request: Request, limits: Limits) -> Spool:
     """The parts of the request's body, on disk where they are large."""
     media_type = multipart.content_type(request.headers.get("content-type", "") or "none/none")
     if media_type.type != "multipart/related" or media_type.part != "application/dicom":

@@ -40,9 +40,9 @@ def scoped(scope: str, **bounds: object) -> Access:
 GRANTS = {
     "one-study": scoped("patient/ImagingStudy.rs", patient_id="p1", studies=frozenset({U})),
     "identifier": scoped(f"patient/ImagingStudy.rs?identifier=urn:dicom:uid|urn:oid:{U}", patient_id="p1"),
-    "writer": scoped("patient/ImagingStudy.rsu", patient_id="p1", studies=frozenset({U})),
+    "writer": scoped("patient/ImagingStudy.rus", patient_id="p1", studies=frozenset({U})),
     "patient": scoped("patient/ImagingStudy.rs", patient_id="p1"),
-    "patient-writer": scoped("patient/ImagingStudy.rsu", patient_id="p1"),
+    "patient-writer": scoped("patient/ImagingStudy.rus", patient_id="p1"),
     "twin": scoped("patient/ImagingStudy.rs", patient_id="p1", studies=frozenset({TWIN})),
     "system": scoped("system/ImagingStudy.rs"),
     "observations": scoped("patient/Observation.rs", patient_id="p1"),

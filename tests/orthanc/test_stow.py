@@ -1,0 +1,276 @@
+"""STOW-RS through the gateway into the real archive."""
+
+from __future__ import annotations
+
+import hashlib
+import zlib
+from collections.abc import Iterator
+from io import BytesIO
+
+import httpx
+import pydicom
+import pytest
+from dicomweb_client import DICOMwebClient
+from pydicom.dataset import Dataset
+from pydicom.uid import ImplicitVRLittleEndian
+
+from app.dicom import stow
+from app.dicom.multipart import Limits
+from app.store import studies
+from tests.orthanc.conftest import Orthanc as Archive
+from tests.orthanc.gateway import GRANTS, TWIN, Running, U, V, Z, fill, serving
+from tests.orthanc.phantoms import image, part10, report
+
+pytestmark = pytest.mark.orthanc
+
+MARK = "frontier"
+RELATED = f'multipart/related; type="application/dicom"; boundary={MARK}'
+
+
+@pytest.fixture(scope="module")
+def running(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(orthanc, tmp_path_factory.mktemp("stow")) as running:
+        fill(running.archive, running.store)
+        yield running
+        for study in list(running.archive.study_ids()):
+            running.archive.delete_study(study)
+
+
+def everything(running: Running) -> set[str]:
+    series = [one for study in running.archive.study_ids() for one in running.archive.series_of(study)]
+    return {instance for one in series for instance in one["Instances"]}
+
+
+@pytest.fixture(autouse=True)
+def as_before(running: Running) -> Iterator[None]:
+    before = everything(running)
+    running.dirty.clear()
+    running.records.clear()
+    yield
+    for instance in everything(running) - before:
+        running.archive.delete_instance(instance)
+
+
+def body(*contents: bytes, part_type: str = "application/dicom") -> bytes:
+    parts = [f"--{MARK}\r\nContent-Type: {part_type}\r\n\r\n".encode() + content + b"\r\n" for content in contents]
+    return b"".join(parts) + f"--{MARK}--\r\n".encode()
+
+
+def send(
+    running: Running, content: bytes, *, grant: str = "writer", study: str | None = U, kind: str = RELATED
+) -> httpx.Response:
+    path = f"/dicom-web/studies/{study}" if study else "/dicom-web/studies"
+    with running.client(grant) as client:
+        return client.post(path, content=content, headers={"Content-Type": kind, "Accept": "application/dicom+json"})
+
+
+def sr(**changed: str) -> Dataset:
+    return report(**({"mrn": "A", "study": U, "series": f"{U}.9", "instance": f"{U}.9.1"} | changed))
+
+
+def failures(response: httpx.Response) -> list[int]:
+    answer = response.json()
+    items = answer.get("00081198", {}).get("Value", []) + answer.get("0008119A", {}).get("Value", [])
+    return [item["00081197"]["Value"][0] for item in items]
+
+
+def held(running: Running) -> dict[str, int]:
+    return {
+        f"{content['MainDicomTags']['StudyInstanceUID']}/{content['PatientMainDicomTags']['PatientID']}": sum(
+            len(series["Instances"]) for series in running.archive.series_of(content["ID"])
+        )
+        for content in map(running.archive.study, running.archive.study_ids())
+    }
+
+
+BEFORE = {f"{U}/A": 4, f"{V}/A": 4, f"{Z}/B": 4, f"{TWIN}/A": 4, f"{TWIN}/B": 4}
+
+
+def test_a_report_saved_by_a_viewer_lands_in_its_study_and_is_read_back(running: Running) -> None:
+    content = part10(sr())
+    response = send(running, body(content))
+    assert response.status_code == 200
+    answer = response.json()
+    assert answer["00081190"]["Value"] == [f"{running.url}/dicom-web/studies/{U}"]
+    (referenced,) = answer["00081199"]["Value"]
+    assert referenced["00081155"]["Value"] == [f"{U}.9.1"]
+    assert "00081198" not in answer
+    assert held(running) == BEFORE | {f"{U}/A": 5}
+    with running.client("writer") as client:
+        (metadata,) = client.get(f"/dicom-web/studies/{U}/series/{U}.9/metadata").json()
+        assert metadata["0040A160"]["Value"] == ["seen"]
+        stored = client.get(
+            referenced["00081190"]["Value"][0], headers={"Accept": "application/dicom; transfer-syntax=*"}
+        )
+    assert stored.content == content
+
+
+def test_who_stored_it_is_known_and_the_study_is_marked(running: Running) -> None:
+    content = part10(sr())
+    send(running, body(content))
+    with running.store.read() as connection:
+        stowed = studies.stowed(connection, f"{U}.9.1")
+    assert stowed == studies.Stowed(f"{U}.9.1", U, "g", "app", None, hashlib.sha256(content).hexdigest())
+    (orthanc_id,) = running.dirty
+    assert running.archive.study(orthanc_id)["MainDicomTags"]["StudyInstanceUID"] == U
+    (record,) = [record for record in running.records if record.action == "store"]
+    assert (record.outcome, record.study_uid, record.detail) == ("allowed", U, {"stored": 1, "failed": 0})
+
+
+def test_a_foreign_client_stores(running: Running) -> None:
+    client = DICOMwebClient(f"{running.url}/dicom-web", headers={"Authorization": "Bearer writer"})
+    answer = client.store_instances([pydicom.dcmread(BytesIO(part10(sr())))], U)
+    assert answer.ReferencedSOPSequence[0].ReferencedSOPInstanceUID == f"{U}.9.1"
+
+
+@pytest.mark.parametrize(
+    ("kind", "part_type"),
+    [
+        (f"multipart/related; type=application/dicom; boundary={MARK}", "application/dicom"),
+        (f'multipart/related; boundary="{MARK}"; type="application/dicom"', "application/dicom"),
+        (RELATED, "application/dicom; transfer-syntax=1.2.840.10008.1.2.1"),
+        (RELATED, 'application/dicom; transfer-syntax="1.2.840.10008.1.2.1"'),
+    ],
+)
+def test_every_usual_way_to_name_the_parts_is_understood(running: Running, kind: str, part_type: str) -> None:
+    assert send(running, body(part10(sr()), part_type=part_type), kind=kind).status_code == 200
+    assert held(running)[f"{U}/A"] == 5
+
+
+def test_implicit_vr_objects_are_stored(running: Running) -> None:
+    assert send(running, body(part10(sr(), ImplicitVRLittleEndian))).status_code == 200
+
+
+def wrong_meta() -> bytes:
+    return part10(sr()).replace(f"{U}.9.1".encode(), f"{U}.9.2".encode(), 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"),
+    [
+        (lambda: part10(sr(study=V)), stow.MISMATCH),
+        (lambda: part10(sr(study=Z, mrn="B")), stow.MISMATCH),
+        (lambda: part10(sr(mrn="B")), stow.MISMATCH),
+        (lambda: part10(sr(mrn="a")), stow.MISMATCH),
+        (lambda: part10(sr(series=f"{V}.1")), stow.MISMATCH),
+        (lambda: part10(sr(instance=f"{U}.1.1")), stow.DUPLICATE),
+        (lambda: part10(sr(instance=f"{Z}.1.1")), stow.DUPLICATE),
+        (lambda: part10(image(mrn="A", study=U, series=f"{U}.9", instance=f"{U}.9.1")), stow.CLASS_NOT_SUPPORTED),
+        (wrong_meta, stow.MISMATCH),
+        (lambda: b"not DICOM at all", stow.CANNOT_UNDERSTAND),
+        (lambda: part10(sr())[:400], stow.CANNOT_UNDERSTAND),
+        (lambda: b"", stow.CANNOT_UNDERSTAND),
+    ],
+)  # fmt: skip
+def test_an_object_that_does_not_belong_is_refused_and_changes_nothing(running: Running, content, reason: int) -> None:
+    response = send(running, body(content()))
+    assert response.status_code == 409
+    assert failures(response) == [reason]
+    assert held(running) == BEFORE
+    assert running.dirty == []
+
+
+def test_an_issuer_that_is_not_the_studys_is_refused(running: Running) -> None:
+    first = image(mrn="I", study="1.2.8", series="1.2.8.1", instance="1.2.8.1.1")
+    first.IssuerOfPatientID = "HOSP"
+    stored = running.archive.store(part10(first))
+    row = studies.HeldStudy(stored.study_orthanc_id, "1.2.8", "study-8", "p1")
+    running.store.transact(lambda connection: studies.put(connection, row, digest="d"))
+    other = sr(mrn="I", study="1.2.8", series="1.2.8.9", instance="1.2.8.9.1")
+    other.IssuerOfPatientID = "ELSEWHERE"
+    assert failures(send(running, body(part10(other)), grant="patient-writer", study="1.2.8")) == [stow.MISMATCH]
+    other.IssuerOfPatientID = "HOSP"
+    assert send(running, body(part10(other)), grant="patient-writer", study="1.2.8").status_code == 200
+
+
+def test_a_deflated_object_is_not_inflated(running: Running) -> None:
+    content = part10(sr())
+    meta_end = content.index(b"\x08\x00\x05\x00CS")
+    bomb = zlib.compressobj(wbits=-15)
+    packed = bomb.compress(b"\0" * 50_000_000) + bomb.flush()
+    head = content[:meta_end].replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
+    # The length of the transfer syntax and of the whole group grow by two.
+    head = head.replace(b"\x10\x00UI\x14\x00", b"\x10\x00UI\x16\x00")
+    assert failures(send(running, body(head + packed))) == [stow.TRANSFER_SYNTAX_NOT_SUPPORTED]
+
+
+def test_good_objects_are_stored_beside_bad_ones(running: Running) -> None:
+    response = send(running, body(part10(sr()), part10(sr(study=V, instance=f"{U}.9.2")), b"x"))
+    assert response.status_code == 202
+    assert failures(response) == [stow.MISMATCH, stow.CANNOT_UNDERSTAND]
+    assert held(running) == BEFORE | {f"{U}/A": 5}
+
+
+def test_the_second_of_two_equal_objects_is_a_duplicate(running: Running) -> None:
+    content = part10(sr())
+    response = send(running, body(content, content))
+    assert (response.status_code, failures(response)) == (202, [stow.DUPLICATE])
+    assert send(running, body(content)).status_code == 409
+
+
+def test_without_a_study_in_the_address_each_object_is_decided(running: Running) -> None:
+    own, other = part10(sr()), part10(sr(study=V, series=f"{V}.9", instance=f"{V}.9.1"))
+    response = send(running, body(own, other), study=None)
+    assert (response.status_code, failures(response)) == (202, [stow.NOT_AUTHORIZED])
+    response = send(running, body(other), study=None, grant="patient-writer")
+    assert response.status_code == 200
+    assert held(running) == BEFORE | {f"{U}/A": 5, f"{V}/A": 5}
+
+
+def test_a_twin_gets_only_its_own_patients_objects(running: Running) -> None:
+    mine = part10(sr(study=TWIN, series=f"{TWIN}.9", instance=f"{TWIN}.9.1"))
+    other = part10(sr(study=TWIN, mrn="B", series=f"{TWIN}.9", instance=f"{TWIN}.9.2"))
+    response = send(running, body(mine, other), grant="patient-writer", study=TWIN)
+    assert (response.status_code, failures(response)) == (202, [stow.MISMATCH])
+    assert held(running) == BEFORE | {f"{TWIN}/A": 5}
+
+
+@pytest.mark.parametrize(("grant", "study"), [("one-study", U), ("writer", V), ("writer", Z), ("writer", "1.2.999")])
+def test_storing_needs_the_right_to_write_to_that_study(running: Running, grant: str, study: str) -> None:
+    assert send(running, body(part10(sr(study=study))), grant=grant, study=study).status_code == 403
+    assert held(running) == BEFORE
+    assert [record.outcome for record in running.records] == ["denied"]
+
+
+@pytest.mark.parametrize(
+    "kind",
+    ["application/dicom+json", f'multipart/related; type="application/dicom+json"; boundary={MARK}', "text/plain",
+     f'multipart/related; type="application/dicom+xml"; boundary={MARK}', f"multipart/form-data; boundary={MARK}"],
+)  # fmt: skip
+def test_only_dicom_files_are_taken(running: Running, kind: str) -> None:
+    assert send(running, body(part10(sr())), kind=kind).status_code == 415
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"", b"--frontier--\r\n", b"--frontier\r\nContent-Type: application/dicom\r\n\r\nhalf", b"no boundary at all",
+     b"--frontier garbage\r\n\r\n\r\n--frontier--\r\n", b"--frontier\r\n" + b"X: " + b"y" * 9000 + b"\r\n\r\n"],
+)  # fmt: skip
+def test_a_broken_body_is_a_bad_request(running: Running, content: bytes) -> None:
+    assert send(running, content).status_code == 400
+    assert held(running) == BEFORE
+
+
+@pytest.mark.parametrize("limits", [Limits(1000, 10**6, 10), Limits(10**6, 1000, 10), Limits(10**6, 10**6, 1)])
+def test_what_is_larger_than_a_limit_is_refused(
+    running: Running, monkeypatch: pytest.MonkeyPatch, limits: Limits
+) -> None:
+    monkeypatch.setattr(running.gateway, "limits", limits)
+    content = part10(sr(text="x" * 1200))
+    assert send(running, body(content, content)).status_code == 413
+    assert held(running) == BEFORE
+
+
+def test_what_lands_elsewhere_is_removed_again(running: Running) -> None:
+    # The archive's parser could see another patient than ours: as it does when a row names a wrong Orthanc id.
+    with running.store.read() as connection:
+        (row,) = [study for study in studies.with_uid(connection, TWIN) if study.patient_id == "p1"]
+    sent = stow.Sent("1.2.840.10008.5.1.4.1.1.88.33", f"{TWIN}.9.1", TWIN, f"{TWIN}.9")
+    door = stow.Door(running.store, running.archive, running.gateway.holdings, GRANTS["writer"])
+    elsewhere = part10(sr(mrn="B", study=TWIN, series=f"{TWIN}.9", instance=f"{TWIN}.9.1"))
+    with pytest.raises(stow.Refused) as refused:
+        stow._put(door, row, sent, BytesIO(elsewhere))
+    assert refused.value.reason == stow.PROCESSING_FAILURE
+    assert held(running) == BEFORE
+    with running.store.read() as connection:
+        assert studies.stowed(connection, f"{TWIN}.9.1") is None
