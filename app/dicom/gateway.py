@@ -124,10 +124,17 @@ class Gateway:
         target, study = admitted.target, admitted.study
         if study is None:
             raise NotFound
-        holding = self.holdings.kept(study, target.series, target.instance) or self.holdings.read(study)
+        holding = self._kept(admitted) or self.holdings.read(study)
         if not holding.has(target.series, target.instance):
             raise NotFound("the study has no such series or instance")
         return holding
+
+    def _kept(self, admitted: Admitted) -> Holding | None:
+        # Whoever asks for all there is must get what arrived a moment ago; one known object is there or is not.
+        target, study = admitted.target, admitted.study
+        if study is None or target.instance is None:
+            return None
+        return self.holdings.kept(study, target.series, target.instance)
 
     def search(self, admitted: Admitted) -> bytes:
         """QIDO-RS: a list of what matches within the grant."""
@@ -160,9 +167,8 @@ class Gateway:
 
     async def pixels(self, admitted: Admitted) -> Response:
         """WADO-RS instances, frames, renderings, bulk data."""
-        target, study = admitted.target, admitted.study
-        kept = self.holdings.kept(study, target.series, target.instance) if study else None
-        holding = kept or await run_in_threadpool(self.holding, admitted)
+        target = admitted.target
+        holding = self._kept(admitted) or await run_in_threadpool(self.holding, admitted)
         way = Wado(self.orthanc, self.upstream, admitted.base)
         if target.resource == "retrieve":
             return await wado.retrieve(way, admitted.request, holding, target)

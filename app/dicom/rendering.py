@@ -14,8 +14,11 @@ from app.errors import BadRequest, NotAcceptable, NotFound
 THUMBNAIL = (128, 128)
 MAX_SIDE = 8192
 NO_IMAGE = frozenset({"SR", "KO", "PR", "SEG", "DOC", "REG", "RTSTRUCT", "RTPLAN", "AU", "ECG", "HD", "PLAN", "FID"})
-"""Modalities whose objects have no pixels to show."""
+"""Modalities whose objects are not what a person wants to see of a study."""
 ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
+STORAGE = "1.2.840.10008.5.1.4.1.1."
+WITHOUT_FRAMES = tuple(STORAGE + family for family in ("88.", "104.", "11.", "9.", "66.1", "66.2", "66.3", "66.5"))
+"""SOP classes, by the start of their UID, that have no pixel data: documents, waveforms, presentation states …"""
 IMAGES = ("image/jpeg", "image/png")
 VIEWPORT = re.compile(r"([1-9][0-9]{0,3}),([1-9][0-9]{0,3})")
 NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,6})?"
@@ -72,6 +75,12 @@ def representative(holding: Holding, target: Target) -> Instance:
         if instances and series.tags.get("Modality") not in NO_IMAGE:
             return instances[len(instances) // 2]
     raise NotFound("there is nothing to show")
+
+
+def must_have(instance: Instance, frame: int) -> None:
+    """Raise unless the instance has this frame."""
+    if instance.sop_class.startswith(WITHOUT_FRAMES) or not 1 <= frame <= instance.frames:
+        raise NotFound("there is no such frame")
 
 
 def media_type(instance: Instance, ranges: Sequence[str]) -> str:

@@ -138,8 +138,8 @@ def _dicom_piece(instance: Instance, wanted: str | None) -> Piece:
 
 async def frames(wado: Wado, request: Request, instance: Instance, numbers: Sequence[int]) -> Response:
     """Frames as stored, or as plain samples when the caller does not take what is stored."""
-    if any(number > instance.frames for number in numbers):
-        raise NotFound("there is no such frame")
+    for number in numbers:
+        rendering.must_have(instance, number)
     stored = instance.transfer_syntax or EXPLICIT_LITTLE
     wanted, as_stored = _frame_range(accepted(request), stored, single=len(numbers) == 1)
     part = _frame_type(wanted, stored if as_stored else EXPLICIT_LITTLE)
@@ -231,10 +231,10 @@ async def rendered(wado: Wado, request: Request, holding: Holding, target: Targe
     """An image a browser shows: of a frame, an instance, or the middle of a series."""
     instance = rendering.representative(holding, target)
     frame = target.frames[0] if target.frames else 1
-    if frame > instance.frames:
-        raise NotFound("there is no such frame")
     asked = rendering.parse(request.url.query, thumbnail=target.resource == "thumbnail")
     media_type = rendering.media_type(instance, [one.type for one in accepted(request)])
+    if media_type in rendering.IMAGES:
+        rendering.must_have(instance, frame)
     path = rendering.path(instance, frame, media_type, asked)
     try:
         return await _single(wado, Piece(media_type, path))

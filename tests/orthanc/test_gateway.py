@@ -253,6 +253,9 @@ def test_an_object_that_has_just_arrived_is_served(running: Running, client: htt
     try:
         assert client.get(f"{STUDY}/series/{U}.9/metadata").json()[0]["00080018"]["Value"] == [f"{U}.9.1"]
         assert len(client.get(f"{STUDY}/series").json()) == 3
+        for suffix in ("frames/1", "rendered", "thumbnail", "frames/1/rendered"):
+            assert client.get(f"{STUDY}/series/{U}.9/instances/{U}.9.1/{suffix}").status_code == 404
+        assert client.get(f"{STUDY}/thumbnail").status_code == 200
     finally:
         running.archive.delete_instance(stored.orthanc_id)
 

@@ -1,0 +1,78 @@
+"""Whose study it is, on both engines."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import sqlalchemy as sa
+
+from app.access import Access, parse_scopes
+from app.store import studies
+from app.store.database import Store
+from app.store.studies import HeldInstance, HeldStudy, Stowed
+from app.store.tables import instance, study
+
+MINE = HeldStudy("o1", "1.2.3", "imaging-1", "p1")
+TWIN = HeldStudy("o2", "1.2.3", "imaging-2", "p2")
+OTHER = HeldStudy("o3", "1.2.4", "imaging-3", "p1")
+
+
+def fill(store: Store, *held: HeldStudy) -> None:
+    for one in held:
+        store.transact(lambda connection, one=one: studies.put(connection, one, digest="d"))
+
+
+def access(scope: str, **bounds: object) -> Access:
+    return Access("app", scopes=parse_scopes(scope)[0], **bounds)  # type: ignore[arg-type]
+
+
+def test_a_uid_of_two_patients_names_two_studies(store: Store) -> None:
+    fill(store, MINE, TWIN, OTHER)
+    with store.read() as connection:
+        assert sorted(studies.with_uid(connection, "1.2.3"), key=lambda one: one.orthanc_id) == [MINE, TWIN]
+        assert studies.with_uid(connection, "1.2") == []
+
+
+def test_a_search_looks_only_where_the_grant_may_reach(store: Store) -> None:
+    fill(store, MINE, TWIN, OTHER)
+    patient = access("patient/ImagingStudy.rs", patient_id="p1")
+    bound = dataclasses.replace(patient, studies=frozenset({"1.2.4"}))
+    with store.read() as connection:
+        assert studies.candidates(connection, patient) == [MINE, OTHER]
+        assert studies.candidates(connection, patient, "1.2.3") == [MINE]
+        assert studies.candidates(connection, bound) == [OTHER]
+        assert studies.candidates(connection, access("system/ImagingStudy.rs")) == [MINE, TWIN, OTHER]
+
+
+def test_a_missing_study_is_not_found_until_it_is_back(store: Store) -> None:
+    fill(store, MINE)
+    store.transact(lambda connection: connection.execute(sa.update(study).values(missing_since=1)))
+    with store.read() as connection:
+        assert studies.with_uid(connection, "1.2.3") == []
+    fill(store, MINE)
+    with store.read() as connection:
+        assert studies.with_uid(connection, "1.2.3") == [MINE]
+
+
+def test_the_instances_of_a_study_are_replaced_as_a_whole(store: Store) -> None:
+    first = HeldInstance("i1", "o1", "1.2.3.1", "1.2.3.1.1", "1.2.840.10008.5.1.4.1.1.2", "CT")
+    second = dataclasses.replace(first, orthanc_id="i2", sop_uid="1.2.3.1.2")
+    for held in ([first], [second], [], [first, second]):
+        store.transact(lambda connection, held=held: studies.put_instances(connection, "o1", held))
+    with store.read() as connection:
+        assert connection.scalars(sa.select(instance.c.orthanc_id).order_by(instance.c.orthanc_id)).all() == [
+            "i1",
+            "i2",
+        ]
+
+
+def test_who_stored_an_object_is_remembered_and_forgotten(store: Store) -> None:
+    who = Stowed("1.2.3.9.1", "1.2.3", "g", "app", "Practitioner/1", "00" * 32)
+    again = dataclasses.replace(who, grant_id="h")
+    for one in (who, again):
+        store.transact(lambda connection, one=one: studies.record_stow(connection, one))
+    with store.read() as connection:
+        assert studies.stowed(connection, who.sop_uid) == again
+    store.transact(lambda connection: studies.forget_stow(connection, who.sop_uid))
+    with store.read() as connection:
+        assert studies.stowed(connection, who.sop_uid) is None
