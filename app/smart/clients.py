@@ -208,7 +208,8 @@ def check_jwks(jwks: Mapping[str, Any] | None) -> KeySet:
         keys = KeySet.import_key_set(dict(jwks or {}))  # pyright: ignore[reportArgumentType]
     except (JoseError, ValueError, TypeError, KeyError) as error:
         raise BadRequest("the JWKS cannot be read") from error
-    names = [key.kid for key in keys.keys]
+    # joserfc would name a nameless key by its thumbprint, which no client sends.
+    names = [key.get("kid") for key in (jwks or {})["keys"]]
     if not names or None in names or len(set(names)) != len(names):
         raise BadRequest("the JWKS needs keys, each with a kid of its own")
     for key in keys.keys:

@@ -9,11 +9,12 @@ from sqlalchemy.engine import Connection
 
 from app.errors import NotFound
 from app.smart import opaque
+from app.smart.facts import limits
 from app.store import grants
 from app.store.database import now
 
 Kind = Literal["launch", "viewer"]
-SHORTEST, LONGEST = 60, 300
+SHORTEST = 60
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,10 +36,10 @@ class LaunchContext:
     made_by: str
 
 
-def open_launch(connection: Connection, context: LaunchContext, *, kind: Kind, seconds: int = LONGEST) -> str:
+def open_launch(connection: Connection, context: LaunchContext, *, kind: Kind, seconds: int = 300) -> str:
     """Keep a context and return the opaque value that stands for it, once, for so many seconds (60 to 300)."""
     value, at = opaque.make(), now()
-    life = min(max(seconds, SHORTEST), LONGEST) * 1000
+    life = min(max(seconds, SHORTEST), limits().launch_seconds) * 1000
     row = {**asdict(context), "hash": opaque.digest(value), "kind": kind, "created": at, "expires": at + life}
     grants.add_launch(connection, row)
     return value
