@@ -309,7 +309,7 @@ def _enter(desk: Desk, request: Request, opened: Opened) -> Response:
 
     session_id, value = desk.store.transact(work)
     note(desk, request, opened.record)
-    response = redirect(f"{desk.settings.public_url}/v/{session_id}/")
+    response = redirect(f"/v/{session_id}/")
     sessions.set_cookie(response, desk.settings, session_id, value)
     return response
 

@@ -72,7 +72,7 @@ def _viewer(desk: Desk, request: Request, session: Session) -> Response:
         kept = [(name, value) for name, value in query.multi_items() if name != "token"]
         named = any(name == "StudyInstanceUIDs" for name, _ in kept)
         kept += [] if named else [("StudyInstanceUIDs", session.study_uid)]
-        return launch.redirect(f"{desk.settings.public_url}/v/{session.id}/viewer?{urlencode(kept)}")
+        return launch.redirect(f"/v/{session.id}/viewer?{urlencode(kept)}")
     return ohif.page(desk.settings, sessions.keep(desk.store, session))
 
 
