@@ -197,7 +197,8 @@ class Gateway:
     def _store_parts(self, admitted: Admitted, parts: stow.Spool) -> stow.Outcome:
         door = stow.Door(self.store, self.orthanc, self.holdings, admitted.access)
         action = Action("u", "ImagingStudy")
-        outcome = stow.store(door, parts, admitted.study, lambda uid: self.study(admitted.access, action, uid))
+        batch = stow.Batch(door, admitted.study, lambda uid: self.study(admitted.access, action, uid))
+        outcome = stow.store(batch, parts)
         for orthanc_id in outcome.touched:
             self.on_stored(orthanc_id)
         return outcome

@@ -162,25 +162,47 @@ async def spool(request: Request, limits: Limits) -> Spool:
     return Spool(parts, reader)
 
 
-def store(door: Door, received: Spool, study: HeldStudy | None, find: Callable[[str], HeldStudy]) -> Outcome:
-    """Store every object that may be stored. Without `study` each object's own study is asked for by `find`."""
-    outcome = Outcome()
-    trees: dict[str, Holding] = {}
-    for part in received.parts:
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """The objects of one request on their way: without `study` each one's own study is asked for by `find`."""
+
+    door: Door
+    study: HeldStudy | None
+    find: Callable[[str], HeldStudy]
+    outcome: Outcome = field(default_factory=Outcome)
+    trees: dict[str, Holding] = field(default_factory=dict[str, Holding])
+
+    def add(self, part: Part) -> None:
+        """Store one object, or say why not."""
         try:
             sent, dataset = read(part)
-            held = study or _found(find, sent)
-            tree = trees.get(held.orthanc_id) or door.holdings.read(held)
-            trees[held.orthanc_id] = tree
-            check(door, tree, sent, dataset)
-            _put(door, held, sent, part.content)
+            self._add(sent, dataset, part.content)
         except Refused as refused:
-            outcome.failed.append(refused)
+            self.outcome.failed.append(refused)
         else:
-            outcome.stored.append(sent)
-            outcome.touched.add(held.orthanc_id)
-            door.holdings.forget(held)
-    return outcome
+            self.outcome.stored.append(sent)
+
+    def _add(self, sent: Sent, dataset: FileDataset, content: BinaryIO) -> None:
+        held = self.study or _found(self.find, sent)
+        try:
+            tree = self.trees.get(held.orthanc_id) or self.door.holdings.read(held)
+            self.trees[held.orthanc_id] = tree
+            check(self.door, tree, sent, dataset)
+            self.outcome.touched.add(held.orthanc_id)
+            self.door.holdings.forget(held)
+            _put(self.door, held, sent, content)
+        except IsocenterError as error:
+            # What is stored already must be told, so from then on the archive's silence fails single objects.
+            if not self.outcome.stored:
+                raise
+            raise Refused(PROCESSING_FAILURE, sent) from error
+
+
+def store(batch: Batch, received: Spool) -> Outcome:
+    """Store every object that may be stored."""
+    for part in received.parts:
+        batch.add(part)
+    return batch.outcome
 
 
 def _found(find: Callable[[str], HeldStudy], sent: Sent) -> HeldStudy:

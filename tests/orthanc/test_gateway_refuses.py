@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import httpx
 import pytest
 
+from app.store import studies
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.gateway import TWIN, Running, U, V, Z, fill, serving
-from tests.processes import wait_until
+from tests.processes import free_port, wait_until
 
 pytestmark = pytest.mark.orthanc
 
@@ -214,3 +216,15 @@ def test_frames_are_counted_not_listed(running: Running) -> None:
     running.gateway.trail.close()
     assert [record.detail["count"] for record in running.records] == [1, 2]
     assert {record.detail["series"] for record in running.records} == {f"{U}.1"}
+
+
+def test_a_silent_archive_is_unavailable_and_later_asked_again(tmp_path: Path) -> None:
+    silent = Archive(f"http://127.0.0.1:{free_port()}", "127.0.0.1", free_port(), "X", "isocenter", "secret")
+    with serving(silent, tmp_path) as running:
+        held = studies.HeldStudy("0-0", U, "imaging", "p1")
+        running.store.transact(lambda connection: studies.put(connection, held, digest="d"))
+        for path in ("", "/metadata", "/series", f"/series/{U}.1/instances/{U}.1.1/frames/1", "/rendered"):
+            assert running.raw(f"/dicom-web/studies/{U}{path}")[0] == 503
+        assert running.raw("/dicom-web/studies")[0] == 503
+        assert running.raw(f"/dicom-web/studies/{V}/metadata")[0] == 403
+        assert {record.outcome for record in running.records} == {"failed", "denied"}
