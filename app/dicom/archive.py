@@ -26,12 +26,13 @@ VOLATILE = frozenset({"LastUpdate", "IsStable", "Status", "ReceptionDate", "File
 
 @dataclass(frozen=True, slots=True)
 class HeldInstance:
-    """One instance: its ids, SOP class and Instance Number as written."""
+    """One instance: its ids, SOP class, Instance Number as written, and the name of its file in the archive."""
 
     orthanc_id: str
     sop_uid: str
     sop_class: str
     number: str
+    file: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +114,7 @@ def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:
             return None
         value = _trimmed(entry["Value"])
         return DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE)
-    except (KeyError, ValueError, TypeError, OverflowError):
+    except (KeyError, ValueError, TypeError, ArithmeticError):
         return None
 
 
@@ -132,7 +133,8 @@ def _series(row: Json, contents: Mapping[str, Json]) -> HeldSeries | None:
 def _instance(row: Json) -> HeldInstance:
     main = row["MainDicomTags"]
     sop_class = str(row.get("Metadata", {}).get("SopClassUid", ""))
-    return HeldInstance(row["ID"], _text(main, "SOPInstanceUID"), sop_class, _text(main, "InstanceNumber"))
+    number, file = _text(main, "InstanceNumber"), str(row.get("FileUuid", ""))
+    return HeldInstance(row["ID"], _text(main, "SOPInstanceUID"), sop_class, number, file)
 
 
 def _text(tags: Mapping[str, Any], keyword: str) -> str:

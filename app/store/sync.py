@@ -32,6 +32,8 @@ class Dirty:
     mark: int
     attempts: int
     reason: str
+    until: int
+    """When the claim ends: the claim's own name as well."""
 
 
 def position(connection: Connection, name: str) -> Position:
@@ -49,7 +51,8 @@ def move(connection: Connection, name: str, to: Position) -> None:
 def mark(connection: Connection, orthanc_ids: Iterable[str], reason: str, *, delay_ms: int = 0) -> None:
     """Have these studies looked at (again), not before `delay_ms` from now unless one is due sooner."""
     due = now() + delay_ms
-    for orthanc_id in orthanc_ids:
+    # In one order, so that two transactions do not wait for each other.
+    for orthanc_id in sorted(orthanc_ids):
         first = insert(connection, dirty_study).values(
             orthanc_id=orthanc_id, mark=1, due=due, claimed_until=0, attempts=0, reason=reason
         )
@@ -71,22 +74,31 @@ def claim(connection: Connection) -> Dirty | None:
     row = connection.execute(statement).mappings().first()
     if row is None:
         return None
+    until = moment + CLAIM_MS
     own = dirty_study.update().where(dirty_study.c.orthanc_id == row["orthanc_id"])
-    connection.execute(own.values(claimed_until=moment + CLAIM_MS, attempts=row["attempts"] + 1))
-    return Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1, row["reason"])
+    # Due again when the claim ends; a mark made meanwhile brings its own, earlier, time.
+    connection.execute(own.values(claimed_until=until, due=until, attempts=row["attempts"] + 1))
+    return Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1, row["reason"], until)
+
+
+def owned(connection: Connection, dirty: Dirty) -> bool:
+    """Whether the claim is still ours: after it has run out another worker may have looked, later than we did."""
+    statement = sa.select(dirty_study.c.claimed_until).where(dirty_study.c.orthanc_id == dirty.orthanc_id)
+    return connection.execute(statement.with_for_update()).scalar() == dirty.until
 
 
 def clean(connection: Connection, dirty: Dirty) -> None:
     """The study was looked at; it stays dirty if it was marked again since it was claimed."""
-    own = dirty_study.c.orthanc_id == dirty.orthanc_id
+    own = sa.and_(dirty_study.c.orthanc_id == dirty.orthanc_id, dirty_study.c.claimed_until == dirty.until)
     connection.execute(dirty_study.delete().where(own, dirty_study.c.mark == dirty.mark))
     connection.execute(dirty_study.update().where(own).values(claimed_until=0, attempts=0))
 
 
 def postpone(connection: Connection, dirty: Dirty, delay_ms: int) -> None:
-    """Look at the study again after `delay_ms`."""
-    own = dirty_study.update().where(dirty_study.c.orthanc_id == dirty.orthanc_id)
-    connection.execute(own.values(claimed_until=0, due=now() + delay_ms))
+    """Look at the study again after `delay_ms`, or when a mark made meanwhile wants it."""
+    own = sa.and_(dirty_study.c.orthanc_id == dirty.orthanc_id, dirty_study.c.claimed_until == dirty.until)
+    due = sa.case((dirty_study.c.mark == dirty.mark, now() + delay_ms), else_=dirty_study.c.due)
+    connection.execute(dirty_study.update().where(own).values(claimed_until=0, due=due))
 
 
 def waiting(connection: Connection) -> int:
@@ -133,6 +145,7 @@ class Known:
     complete: bool
     missing_since: int | None
     instances: int
+    """0 when it was withdrawn."""
 
 
 COLUMNS = tuple(study.c[name] for name in Known.__dataclass_fields__)
@@ -153,6 +166,25 @@ def present(connection: Connection) -> dict[str, int]:
     """Every study believed to be in the archive, with its number of instances."""
     statement = sa.select(study.c.orthanc_id, study.c.instances).where(study.c.missing_since.is_(None))
     return {row[0]: row[1] for row in connection.execute(statement)}
+
+
+def published(connection: Connection, orthanc_ids: Iterable[str]) -> frozenset[str]:
+    """Those of these studies that have been published and are believed to be in the archive."""
+    own = sa.and_(study.c.orthanc_id.in_(list(orthanc_ids)), study.c.missing_since.is_(None))
+    return frozenset(connection.execute(sa.select(study.c.orthanc_id).where(own)).scalars())
+
+
+def reconsider(connection: Connection, orthanc_ids: Iterable[str], reason: str) -> None:
+    """Publish these studies anew although the archive holds nothing else: what they mean has changed."""
+    wanted = list(orthanc_ids)
+    connection.execute(study.update().where(study.c.orthanc_id.in_(wanted)).values(digest=""))
+    mark(connection, wanted, reason)
+
+
+def leaving(connection: Connection) -> frozenset[str]:
+    """The studies that have disappeared but are not withdrawn yet."""
+    own = sa.and_(study.c.missing_since.is_not(None), study.c.instances > 0)
+    return frozenset(connection.execute(sa.select(study.c.orthanc_id).where(own)).scalars())
 
 
 def quiet(connection: Connection, before: int) -> list[Known]:

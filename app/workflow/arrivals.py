@@ -7,7 +7,7 @@ and writes what differs. A crash anywhere leaves the mark, and the look is repea
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
 import structlog
@@ -21,12 +21,12 @@ from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
 from app.store import outbox, studies, sync, timeline
-from app.store.database import Store, now
+from app.store.database import now
 from app.store.outbox import Effect
 from app.store.sync import Dirty, Known, Position
 from app.store.timeline import Happening
-from app.workflow import matching, orders
-from app.workflow.site import Site
+from app.workflow import evidence, matching, orders
+from app.workflow.site import Archive, Site
 
 log = structlog.get_logger(__name__)
 
@@ -38,17 +38,9 @@ PAGE = 1000
 DEBOUNCE_MS = 700
 """A study that is already published is rewritten at most so often while its images come in."""
 MASS_KNOWN, MASS_SHARE = 20, 0.2
+MASS = "studies disappeared in a mass"
+ANOTHER_DATABASE = "the archive's database was replaced"
 ENDPOINT_ID = "dicomweb"
-
-
-@dataclass(frozen=True, slots=True)
-class Archive:
-    """The archive of one site, and what this process has already read of its changes."""
-
-    store: Store
-    orthanc: Orthanc
-    site: Site
-    seen: set[int] = field(default_factory=set[int])
 
 
 # --- reading the changes ---------------------------------------------------------------------------------------
@@ -66,31 +58,34 @@ def poll(at: Archive, fence: int) -> int:
     if not rows and last <= position.value:
         return 0
     touched = _studies(at.orthanc, rows)
-    at.store.transact(lambda connection: _moved(connection, touched, max(last, position.value), fence))
+    moved = at.store.transact(lambda connection: _moved(connection, touched, max(last, position.value), fence))
+    if not moved:
+        return 0
     at.seen.difference_update({seq for seq in at.seen if seq < last - OVERLAP - PAGE})
     at.seen.update(row["Seq"] for row in rows)
     return len(touched)
 
 
-def _moved(connection: Connection, touched: set[str], last: int, fence: int) -> None:
+def _moved(connection: Connection, touched: set[str], last: int, fence: int) -> bool:
     if not sync.require(connection, CHANGES, fence):
-        return
-    published = sync.present(connection).keys() & touched
+        return False
+    published = sync.published(connection, touched)
     sync.mark(connection, touched - published, "changed")
     sync.mark(connection, published, "changed", delay_ms=DEBOUNCE_MS)
     epoch = sync.position(connection, CHANGES).epoch
     sync.move(connection, CHANGES, Position(last, epoch))
+    return True
 
 
 def _another_database(at: Archive, position: Position, fence: int) -> int:
     """The archive counts from lower than we had read: a restored or another database. Nothing is withdrawn."""
     log.warning("archive database changed", cursor=position.value)
     at.seen.clear()
+    hold = Position(detail={"hold": ANOTHER_DATABASE})
 
     def restart(connection: Connection) -> None:
         if sync.require(connection, CHANGES, fence):
             sync.move(connection, CHANGES, Position(0, str(now())))
-            hold = Position(detail={"hold": "the archive's database was replaced"})
             sync.move(connection, SWEEP, hold)
 
     at.store.transact(restart)
@@ -123,21 +118,25 @@ class Drift:
         return self.new + self.missing + self.changed
 
 
-def sweep(at: Archive, *, thorough: bool = False) -> Drift:
-    """Compare totals, then ids, and mark every study that differs. Studies gone in a mass are never withdrawn."""
+def sweep(at: Archive, *, thorough: bool = False, accept_missing: bool = False) -> Drift:
+    """Compare totals, then ids, and mark every study that differs.
+
+    Studies gone in a mass, or with the archive's database, are withdrawn only when a person accepts that.
+    """
     with at.store.read() as connection:
-        present = sync.present(connection)
+        present, leaving = sync.present(connection), sync.leaving(connection)
+        before = _hold(connection)
     totals = at.orthanc.statistics()
     same = (int(totals["CountStudies"]), int(totals["CountInstances"])) == (len(present), sum(present.values()))
     held = set(at.orthanc.study_ids()) if thorough or not same else set(present)
     new, missing = held - present.keys(), present.keys() - held
     changed = held & present.keys() if thorough or (not same and not new and not missing) else set[str]()
-    mass = _is_mass(len(present), len(missing))
-    drift = Drift(len(new), len(missing), len(changed), "studies disappeared in a mass" if mass else "")
+    counts = len(present) + len(leaving), len(missing) + len(leaving - held)
+    drift = Drift(len(new), len(missing), len(changed), "" if accept_missing else _held_back(before, *counts))
 
     def work(connection: Connection) -> None:
         sync.mark(connection, new | changed, "sweep")
-        if not mass:
+        if not drift.held:
             sync.mark(connection, missing, "missing")
         detail = {"hold": drift.held, "at": now(), "new": drift.new, "missing": drift.missing, "changed": drift.changed}
         sync.move(connection, SWEEP, Position(detail=detail))
@@ -146,9 +145,15 @@ def sweep(at: Archive, *, thorough: bool = False) -> Drift:
     return drift
 
 
-def _is_mass(known: int, missing: int) -> bool:
-    gone = missing > 0 and missing == known and known > 1
-    return known >= MASS_KNOWN and (gone or missing > known * MASS_SHARE)
+def _held_back(before: str, known: int, missing: int) -> str:
+    """Why nothing may be withdrawn now."""
+    if before == ANOTHER_DATABASE and missing:
+        return before
+    return MASS if known >= MASS_KNOWN and missing > known * MASS_SHARE else ""
+
+
+def _hold(connection: Connection) -> str:
+    return (sync.position(connection, SWEEP).detail or {}).get("hold", "")
 
 
 # --- one marked study --------------------------------------------------------------------------------------------
@@ -190,9 +195,13 @@ def _publish(
     site: Site, connection: Connection, looked: tuple[Dirty, HeldStudy], facts: list[imaging_study.SeriesFacts]
 ) -> None:
     dirty, held = looked
+    if not sync.owned(connection, dirty):
+        return
     before = sync.known(connection, held.orthanc_id)
     headers = [one.header for one in sorted(facts, key=lambda one: _speaks_first(one.header, one.uid))]
     match = matching.order_for(connection, site, held, headers)
+    if match.order is not None:
+        orders.lock(connection, match.order["id"])
     patient_id = matching.patient_for(connection, site, held, headers[0], match)
     resource_id = orders.study_resource_id(held.uid, patient_id)
     links = _links(site, match.order, (resource_id, patient_id), headers[0])
@@ -207,8 +216,9 @@ def _publish(
         held.digest, now(), False, None, held.count,
     ))  # fmt: skip
     _supersede(connection, before, resource_id, cause)
-    first = before is None or before.missing_since is not None or (earlier or {}).get("status") == "registered"
-    _tell(connection, Arrival(held, patient_id, cause, first, late=not first and grew > 0), match)
+    back = before is not None and before.instances == 0
+    first = before is None or back or (earlier or {}).get("status") == "registered"
+    _tell(connection, Arrival(held, patient_id, cause, first, late=grew > 0 and not back), match)
     sync.clean(connection, dirty)
 
 
@@ -220,9 +230,12 @@ def _keep(connection: Connection, held: HeldStudy, row: Known) -> None:
         for one in series.instances
     ]
     studies.put_instances(connection, held.orthanc_id, members)
-    for member in members:
-        if member.sop_class in uids.STRUCTURED_REPORTS:
-            outbox.add(connection, Effect("evidence", f"study:{held.uid}", member.sop_uid, {"sop_uid": member.sop_uid}))
+    evidence.withdraw_missing(connection, row, [member.sop_uid for member in members])
+    # A report is read once, again when its images have come, and again when the archive got it anew.
+    seen = "with images" if _images(held) else "alone"
+    for one in (one for series in held.series for one in series.instances if one.sop_class in uids.STRUCTURED_REPORTS):
+        once = f"{one.sop_uid}|{one.file}|{seen}"
+        outbox.add(connection, Effect("evidence", f"study:{held.uid}", once, {"sop_uid": one.sop_uid}))
 
 
 def _speaks_first(header: Dataset, series_uid: str) -> tuple[bool, str]:
@@ -282,9 +295,12 @@ def _tell(connection: Connection, arrival: Arrival, match: matching.Match) -> No
         detail = {"instances": held.count}
         happening = Happening("images-available", cause, order_id=order_id, study_uid=held.uid, detail=detail)
         timeline.add(connection, happening)
-    if match.reason is not None:
+    key = f"study|{held.orthanc_id}"
+    if match.reason is None:
+        orders.settled(connection, key, cause)
+    else:
         focus = f"ImagingStudy/{orders.study_resource_id(held.uid, arrival.patient_id)}"
-        orders.review(connection, f"study|{held.orthanc_id}", match.reason, focus, arrival.patient_id)
+        orders.review(connection, key, match.reason, focus, arrival.patient_id)
     if match.order is None:
         return
     _alias(connection, match.order, held.uid, cause)
@@ -314,9 +330,11 @@ def _images(held: HeldStudy) -> int:
 
 
 def _late(connection: Connection, order: Json, held: HeldStudy) -> None:
-    if orders.final_reports(connection, order["id"]):
+    for report in orders.final_reports(connection, order["id"]):
+        # One question for each study and signing, however many images follow.
+        key = f"late|{held.orthanc_id}|{report['id']}|{report.get('issued')}"
         focus = f"ServiceRequest/{order['id']}"
-        orders.review(connection, f"late|{held.digest}", "late-images", focus, orders.patient_of(order))
+        orders.review(connection, key, "late-images", focus, orders.patient_of(order))
 
 
 # --- studies that went quiet, and studies that went away -------------------------------------------------------
@@ -349,7 +367,12 @@ def _complete(connection: Connection, orthanc_id: str, before: int) -> None:
 def _absent(site: Site, connection: Connection, dirty: Dirty) -> None:
     row = sync.known(connection, dirty.orthanc_id)
     grace = int(site.settings.delete_grace * 1000)
-    if row is None:
+    if not sync.owned(connection, dirty):
+        return
+    if row is None or row.instances == 0:
+        sync.clean(connection, dirty)
+    elif _hold(connection):
+        sync.write(connection, replace(row, missing_since=None))
         sync.clean(connection, dirty)
     elif row.missing_since is None:
         sync.write(connection, replace(row, missing_since=now()))
@@ -370,3 +393,4 @@ def _withdraw(connection: Connection, row: Known) -> None:
         happening = Happening("study-withdrawn", cause, order_id=row.order_id, study_uid=row.study_uid)
         timeline.add(connection, happening)
     studies.put_instances(connection, row.orthanc_id, [])
+    sync.write(connection, replace(row, digest="", instances=0))

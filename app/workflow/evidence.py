@@ -20,8 +20,7 @@ from app.store.studies import HeldInstance, Stowed
 from app.store.sync import Known
 from app.store.timeline import Happening
 from app.workflow import reports
-from app.workflow.arrivals import Archive
-from app.workflow.site import Site
+from app.workflow.site import Archive, Site
 
 log = structlog.get_logger(__name__)
 

@@ -55,8 +55,10 @@ def patient_for(connection: Connection, site: Site, held: HeldStudy, header: Dat
         return _placeholder(connection, header, f"study:{held.orthanc_id}", None)
     system = site.system("mrn", values.text(header.get("IssuerOfPatientID")))
     known = resources.find(connection, "Patient", [("identifier", f"{escaped(system)}|{escaped(number)}")])
-    if len(known) == 1:
-        return known[0]["id"]
+    # A Patient that was registered outweighs what earlier images alone made known.
+    registered = [one for one in known if not patient.is_placeholder(one)] or known
+    if len(registered) == 1:
+        return registered[0]["id"]
     return _placeholder(connection, header, f"mrn:{system}|{number}", {"system": system, "value": number})
 
 
@@ -105,5 +107,6 @@ def _same_patient(connection: Connection, site: Site, order: Json, header: Datas
 def _placeholder(connection: Connection, header: Dataset, key: str, identifier: Json | None) -> str:
     made = patient.from_images(header, identifier) | {"id": str(uuid.uuid5(PATIENT_NAMESPACE, key))}
     if resources.read(connection, "Patient", made["id"]) is None:
+        # Of two workers that meet here the second waits, and then writes what the first did: same id, same key.
         resources.put(connection, made, cause="images of an unknown patient", natural_key=f"patient:{key}")
     return made["id"]

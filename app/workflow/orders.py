@@ -17,11 +17,12 @@ from app.errors import Conflict, Issue, Unprocessable
 from app.fhir import resources
 from app.fhir.mapping import imaging_study, task, terms, worklist
 from app.fhir.mapping.codes import Json
-from app.store import counters, timeline
+from app.store import counters, studies, sync, timeline
+from app.store import resources as rows
 from app.store.database import Store
 from app.store.timeline import Happening
 from app.workflow.site import Procedure, Site
-from app.workflow.states import FINAL_REPORTS, OPEN, STEP_MOVES, TERMINAL, WAITING
+from app.workflow.states import FINAL_REPORTS, GIVEN_UP, OPEN, STEP_MOVES, TERMINAL, WAITING
 
 INTENTS = frozenset({"order", "original-order", "filler-order", "instance-order"})
 IMAGING = ("http://snomed.info/sct", "363679005")
@@ -86,6 +87,7 @@ def studies_of(connection: Connection, order_id: str) -> list[Json]:
 
 def move_steps(connection: Connection, order_id: str, kind: str, cause: str, *, modality: str | None = None) -> int:
     """Let an event act on an order's steps, or on those of one modality; how many moved."""
+    lock(connection, order_id)
     move, moved = STEP_MOVES[kind], 0
     for step in steps_of(connection, order_id):
         if step["status"] not in move.sources or modality not in {None, task.modality(step)}:
@@ -99,13 +101,19 @@ def move_steps(connection: Connection, order_id: str, kind: str, cause: str, *, 
 
 
 def advance(connection: Connection, order_id: str, acquired: frozenset[str], kind: str, cause: str) -> None:
-    """Move the steps whose modality acquired images; a single step moves whatever its modality was called."""
-    steps = [step for step in steps_of(connection, order_id) if step["status"] not in TERMINAL]
+    """Move the steps whose modality acquired images; an only step moves whatever its modality was called."""
+    lock(connection, order_id)
+    steps = [step for step in steps_of(connection, order_id) if step["status"] not in GIVEN_UP]
     if len(steps) == 1 and acquired:
         move_steps(connection, order_id, kind, cause)
         return
-    for modality in {task.modality(step) for step in steps} & acquired:
+    for modality in sorted({task.modality(step) or "" for step in steps} & acquired):
         move_steps(connection, order_id, kind, cause, modality=modality)
+
+
+def lock(connection: Connection, order_id: str) -> None:
+    """Let no other transaction act on the order until ours ends: what is read after this is the present."""
+    rows.current(connection, "ServiceRequest", order_id, for_update=True)
 
 
 def final_reports(connection: Connection, order_id: str) -> list[Json]:
@@ -116,6 +124,7 @@ def final_reports(connection: Connection, order_id: str) -> list[Json]:
 
 def complete(connection: Connection, order_id: str, cause: str) -> None:
     """An order is completed when a signed report exists and no step is open; until then it stays as it is."""
+    lock(connection, order_id)
     order = resources.read(connection, "ServiceRequest", order_id)
     if order is None or order["status"] != "active" or not final_reports(connection, order_id):
         return
@@ -168,6 +177,7 @@ def _schedule(site: Site, connection: Connection, order: Json, cause: str) -> No
     _register(connection, order, (uid, patient_id), [step.modality for step in procedure.steps], cause)
     if not steps:
         timeline.add(connection, Happening("order-accepted", cause, order_id=order["id"], study_uid=uid))
+        _claim_images(connection, order)
         if not procedure.known:
             review(
                 connection, f"procedure|{order['id']}", "unknown-procedure", f"ServiceRequest/{order['id']}", patient_id
@@ -224,6 +234,16 @@ def _register(connection: Connection, order: Json, key: tuple[str, str], modalit
     resources.put(connection, study, cause=cause, natural_key=natural_key(uid, patient_id))
 
 
+def _claim_images(connection: Connection, order: Json) -> None:
+    """Have studies that came before their order, and bear its numbers, matched again."""
+    numbers = [
+        f"{escaped(one.get('system', ''))}|{escaped(one['value'])}" for one in order["identifier"] if "value" in one
+    ]
+    for study in resources.find(connection, "ImagingStudy", [("identifier", ",".join(numbers))]):
+        if study["status"] == "available" and not study.get("basedOn"):
+            sync.reconsider(connection, studies.of_imaging_study(connection, study["id"]), "order")
+
+
 def accession_of(order: Json) -> Json | None:
     """The identifier that holds an order's accession number."""
     return next((one for one in order.get("identifier", []) if worklist.accession({"identifier": [one]})), None)
@@ -237,15 +257,15 @@ def referrer_of(order: Json) -> Json | None:
 
 
 def _cancel(connection: Connection, order: Json, cause: str) -> None:
-    studies = studies_of(connection, order["id"])
-    if any(study["status"] == "available" for study in studies):
+    known = studies_of(connection, order["id"])
+    if any(study["status"] == "available" for study in known):
         patient_id = patient_of(order)
         review(
             connection, f"cancel|{order['id']}", "cancelled-after-start", f"ServiceRequest/{order['id']}", patient_id
         )
         return
     move_steps(connection, order["id"], "order-cancelled", cause)
-    for study in studies:
+    for study in known:
         if study["status"] == "registered":
             resources.edit(connection, "ImagingStudy", study["id"], {"status": "cancelled"}, cause=cause)
 
@@ -257,6 +277,13 @@ def review(connection: Connection, key: str, reason: str, focus: str, patient_id
     asked = task.review(key, reason, focus=focus, patient=patient, authored=moment)
     if resources.read(connection, "Task", asked["id"]) is None:
         resources.put(connection, asked, cause=f"{focus}: {reason}")
+
+
+def settled(connection: Connection, key: str, cause: str) -> None:
+    """What a person was asked has answered itself."""
+    asked = resources.read(connection, "Task", task.review_id(key))
+    if asked is not None and asked["status"] == "requested":
+        resources.edit(connection, "Task", asked["id"], {"status": "completed"}, cause=cause)
 
 
 def patient_of(order: Json) -> str | None:

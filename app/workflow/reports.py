@@ -27,7 +27,7 @@ from app.store import resources as rows
 from app.store.outbox import Claimed, Effect
 from app.store.timeline import Happening
 from app.workflow import orders, printing
-from app.workflow.arrivals import Archive
+from app.workflow.site import Archive
 from app.workflow.states import DEAD_REPORTS, FINAL_REPORTS
 
 SIGN = "isocenter/sign"

@@ -9,8 +9,10 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import quote
 
+from app.dicom.orthanc import Orthanc
 from app.fhir.mapping import worklist
 from app.settings import Settings
+from app.store.database import Store
 
 _PACKAGED = Path(__file__).parents[1] / "_capability"
 CATALOGUE = (_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "capability") / "procedures.toml"
@@ -66,6 +68,16 @@ class Site:
         """The catalogue's procedure for any of these codings, or its default."""
         asked = {(coding.get("system", ""), coding.get("code", "")) for coding in codings}
         return next((one for one in self.procedures if one.codings & asked), self.default)
+
+
+@dataclass(frozen=True, slots=True)
+class Archive:
+    """The archive of one site, and what this process has already read of its changes."""
+
+    store: Store
+    orthanc: Orthanc
+    site: Site
+    seen: set[int] = field(default_factory=set[int])
 
 
 def of(settings: Settings) -> Site:

@@ -13,6 +13,8 @@ WAITING = frozenset({"requested", "accepted", "ready", "on-hold"})
 OPEN = frozenset({"requested", "accepted", "ready", "in-progress"})
 """Steps a modality may still see on its worklist."""
 TERMINAL = frozenset({"completed", "cancelled", "failed", "rejected", "entered-in-error"})
+GIVEN_UP = frozenset({"cancelled", "rejected", "entered-in-error"})
+"""Steps that nobody will perform."""
 
 FINAL_REPORTS = frozenset({"final", "amended", "corrected", "appended"})
 DEAD_REPORTS = frozenset({"cancelled", "entered-in-error"})

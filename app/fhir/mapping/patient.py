@@ -53,6 +53,11 @@ def from_images(header: Dataset, identifier: Json | None) -> Json:
     return patient | {key: value for key, value in found.items() if value}
 
 
+def is_placeholder(patient: Json) -> bool:
+    """Whether only images tell of this patient."""
+    return PLACEHOLDER_TAG in patient.get("meta", {}).get("tag", [])
+
+
 def _representation(name: Json) -> str | None:
     extensions: list[Json] = name.get("extension", [])
     return next((entry.get("valueCode") for entry in extensions if entry.get("url") == REPRESENTATION), None)

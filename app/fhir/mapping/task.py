@@ -86,11 +86,16 @@ def is_step(task: Json) -> bool:
     return any(entry.get("system") == terms.STEP for entry in task.get("identifier", []))
 
 
+def review_id(key: str) -> str:
+    """The same question always has the same Task."""
+    return str(uuid.uuid5(NAMESPACE, f"review#{key}"))
+
+
 def review(key: str, reason: str, *, focus: str, patient: str | None, authored: str) -> Json:
     """Work for a person: something that could not be decided without guessing. `key` makes it one Task."""
     task: Json = {
         "resourceType": "Task",
-        "id": str(uuid.uuid5(NAMESPACE, f"review#{key}")),
+        "id": review_id(key),
         "status": "requested",
         "intent": "proposal",
         "priority": "routine",
