@@ -193,8 +193,9 @@ def spend_token(connection: Connection, digest: str, at: int) -> bool:
 def remember_assertion(connection: Connection, client_id: str, jti: str, expires: int) -> bool:
     """Note a client assertion's `jti`; whether it is new."""
     row = {"client_id": client_id, "jti": jti, "expires": expires}
-    statement = insert(connection, assertion_id).values(row).on_conflict_do_nothing()
-    return connection.execute(statement).rowcount == 1
+    # Counted by RETURNING: the row count of an INSERT is unknown under psycopg.
+    statement = insert(connection, assertion_id).values(row).on_conflict_do_nothing().returning(assertion_id.c.jti)
+    return connection.execute(statement).first() is not None
 
 
 def forget_expired(connection: Connection, at: int) -> None:

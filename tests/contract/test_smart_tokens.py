@@ -44,33 +44,33 @@ def test_a_code_and_its_verifier_give_opaque_tokens(site: Site) -> None:
     assert body["access_token"] not in smart_server.dump(site.store)
 
 
-@pytest.mark.parametrize("verifier", [None, "", "w" * 64, challenge("v" * 64), "v" * 64 + "\n", "v" * 200])
-@pytest.mark.parametrize("client_id", ["app", "secret"])
-def test_a_wrong_verifier_gets_nothing(site: Site, verifier: str | None, client_id: str) -> None:
+def test_a_wrong_verifier_gets_nothing(site: Site) -> None:
     """T04 T05"""
-    auth = ("secret", site.secret) if client_id == "secret" else None
-    code = site.code(client_id)
-    named = None if auth else client_id
-    answer = site.redeem(code, named, code_verifier=verifier, auth=auth)
-    assert answer.status_code == 400
-    assert answer.json()["error"] in {"invalid_grant", "invalid_request"}
-    assert site.redeem(code, named, auth=auth).status_code == 200
+    for client_id in ["app", "secret"]:
+        for verifier in [None, "", "w" * 64, challenge("v" * 64), "v" * 64 + "\n", "v" * 200]:
+            auth = ("secret", site.secret) if client_id == "secret" else None
+            code = site.code(client_id)
+            named = None if auth else client_id
+            answer = site.redeem(code, named, code_verifier=verifier, auth=auth)
+            assert answer.status_code == 400
+            assert answer.json()["error"] in {"invalid_grant", "invalid_request"}
+            assert site.redeem(code, named, auth=auth).status_code == 200
 
 
-@pytest.mark.parametrize("change", [{"redirect_uri": CALLBACK + "x"}, {"redirect_uri": None}, {"code": "unknown"}])
-def test_a_code_is_bound_to_its_redirect_address(site: Site, change: dict[str, str | None]) -> None:
+def test_a_code_is_bound_to_its_redirect_address(site: Site) -> None:
     """T07 T11"""
-    answer = site.token(
-        **{
-            "grant_type": "authorization_code",
-            "client_id": "app",
-            "code": site.code(),
-            "redirect_uri": CALLBACK,
-            "code_verifier": "v" * 64,
-            **change,
-        }
-    )
-    assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")
+    for change in [{"redirect_uri": CALLBACK + "x"}, {"redirect_uri": None}, {"code": "unknown"}]:
+        answer = site.token(
+            **{
+                "grant_type": "authorization_code",
+                "client_id": "app",
+                "code": site.code(),
+                "redirect_uri": CALLBACK,
+                "code_verifier": "v" * 64,
+                **change,
+            }
+        )
+        assert (answer.status_code, answer.json()["error"]) == (400, "invalid_grant")
 
 
 def test_a_code_is_bound_to_its_client(site: Site) -> None:
@@ -138,13 +138,13 @@ def test_a_symmetric_client_proves_itself_by_basic_or_post(site: Site) -> None:
     assert site.redeem(code, "secret", client_secret="wrong").json()["error"] == "invalid_client"
 
 
-@pytest.mark.parametrize("header", ["Basic %%%", "Basic /w==", "Basic", "Bearer x", "basic OmE="])
-def test_broken_credentials_are_an_invalid_client(site: Site, header: str) -> None:
+def test_broken_credentials_are_an_invalid_client(site: Site) -> None:
     """T13"""
-    fields = {"grant_type": "authorization_code", "code": "x"}
-    answer = httpx.post(f"{site.url}/auth/token", data=fields, headers={"Authorization": header})
-    assert answer.status_code == 401
-    assert answer.json()["error"] == "invalid_client"
+    for header in ["Basic %%%", "Basic /w==", "Basic", "Bearer x", "basic OmE="]:
+        fields = {"grant_type": "authorization_code", "code": "x"}
+        answer = httpx.post(f"{site.url}/auth/token", data=fields, headers={"Authorization": header})
+        assert answer.status_code == 401
+        assert answer.json()["error"] == "invalid_client", answer.text
 
 
 def test_an_id_token_says_who_by_a_published_key(site: Site) -> None:
@@ -266,9 +266,9 @@ def test_a_backend_service_gets_system_scopes_for_five_minutes(site: Site, alg: 
     assert (access.client_id, access.user_id, access.patient_id) == ("robot", None, None)
 
 
-@pytest.mark.parametrize(
-    ("changes", "error"),
-    [
+def test_a_faulty_backend_request_is_refused(site: Site) -> None:
+    """B01 B02"""
+    for changes, error in [
         ({"grant_type": "not_a_grant_type"}, "unsupported_grant_type"),
         ({"client_assertion_type": "not_an_assertion_type"}, "invalid_client"),
         ({"client_assertion": "not.a.jwt"}, "invalid_client"),
@@ -278,18 +278,15 @@ def test_a_backend_service_gets_system_scopes_for_five_minutes(site: Site, alg: 
         ({"client_assertion": "eyJhbGciOiJSUzM4NCJ9.eyJzdWIiOiAiXHVkODAwIn0.AA"}, "invalid_client"),
         ({"scope": "system/Task.rs"}, "invalid_scope"),
         ({"scope": ""}, "invalid_scope"),
-    ],
-)
-def test_a_faulty_backend_request_is_refused(site: Site, changes: dict[str, str], error: str) -> None:
-    """B01 B02"""
-    answer = site.backend(site.assertion(), **changes)
-    assert answer.status_code in {400, 401}
-    assert answer.json()["error"] == error
+    ]:
+        answer = site.backend(site.assertion(), **changes)
+        assert answer.status_code in {400, 401}
+        assert answer.json()["error"] == error
 
 
-@pytest.mark.parametrize(
-    "changes",
-    [
+def test_a_faulty_assertion_is_an_invalid_client(site: Site) -> None:
+    """B06 B08"""
+    for changes in [
         {"aud": "https://elsewhere.example/token"},
         {"aud": None},
         {"iss": "other"},
@@ -311,14 +308,10 @@ def test_a_faulty_backend_request_is_refused(site: Site, changes: dict[str, str]
         {"header": {"kid": "ec"}},
         {"header": {"kid": "unknown"}},
         {"header": {"jku": "https://evil.example/jwks"}},
-    ],
-    ids=repr,
-)
-def test_a_faulty_assertion_is_an_invalid_client(site: Site, changes: dict[str, Any]) -> None:
-    """B06 B08"""
-    answer = site.backend(site.assertion(**changes))
-    assert answer.status_code in {400, 401}
-    assert answer.json()["error"] == "invalid_client"
+    ]:
+        answer = site.backend(site.assertion(**changes))
+        assert answer.status_code in {400, 401}
+        assert answer.json()["error"] == "invalid_client", answer.text
 
 
 def test_only_registered_keys_and_named_algorithms_verify(site: Site) -> None:
@@ -351,7 +344,7 @@ def test_clients_without_a_key_get_no_token_for_themselves(site: Site) -> None:
     """B11"""
     for fields, auth in (({}, ("secret", site.secret)), ({"client_id": "app"}, None)):
         answer = site.token(auth, grant_type="client_credentials", scope="system/*.rs", **fields)
-        assert answer.json()["error"] == "invalid_client"
+        assert answer.json()["error"] == "invalid_client", answer.text
     answer = site.backend(site.assertion("ehr"), "system/ImagingStudy.rs")
     assert answer.json()["error"] == "invalid_scope"
     assert site.backend(site.assertion("ehr"), "isocenter/launch").json()["scope"] == "isocenter/launch"
