@@ -22,8 +22,8 @@ from pydicom.dataset import Dataset
 
 from app.dicom import phantom
 from app.dicom.orthanc import Orthanc
-from app.main import create_app
 from app.main.prepare import prepare
+from app.main.server import create_app
 from app.settings import Settings
 from app.smart import clients, launches
 from app.smart.clients import Client
