@@ -1,36 +1,56 @@
-"""Which structured reports have been read, and what was odd about them."""
+"""Which structured reports have been read, what they replace, and what was odd about them."""
 
 from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.store.database import now, upsert
-from app.store.sync import Known
 from app.store.tables import evidence
 
 
-def remember(connection: Connection, sop_uid: str, study: Known, problems: list[str]) -> bool:
-    """Note that a report was read; whether this was the first time."""
-    first = connection.execute(sa.select(evidence.c.sop_uid).where(evidence.c.sop_uid == sop_uid)).first() is None
-    values = {
-        "sop_uid": sop_uid,
-        "imaging_study_id": study.imaging_study_id,
-        "study_orthanc_id": study.orthanc_id,
-        "state": "read",
-        "problems": problems,
-        "at": now(),
-    }
-    upsert(connection, evidence, values, keys=("sop_uid",))
-    return first
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One reading of a report; `state` is `read`, or `failed` when nothing could be made of it."""
+
+    sop_uid: str
+    imaging_study_id: str
+    study_orthanc_id: str
+    state: str
+    predecessors: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
 
 
-def of_study(connection: Connection, study_orthanc_id: str) -> frozenset[str]:
-    """The reports of a study that have been read."""
-    statement = sa.select(evidence.c.sop_uid).where(evidence.c.study_orthanc_id == study_orthanc_id)
-    return frozenset(connection.execute(statement).scalars())
+COLUMNS = tuple(evidence.c[name] for name in Reading.__dataclass_fields__)
+
+
+def known(connection: Connection, sop_uid: str) -> Reading | None:
+    """The last reading of a report."""
+    row = connection.execute(sa.select(*COLUMNS).where(evidence.c.sop_uid == sop_uid)).first()
+    return _reading(row) if row else None
+
+
+def remember(connection: Connection, reading: Reading) -> None:
+    """Note that a report was read."""
+    values = asdict(reading) | {"predecessors": list(reading.predecessors), "problems": list(reading.problems)}
+    upsert(connection, evidence, values | {"at": now()}, keys=("sop_uid",))
+
+
+def of_study(connection: Connection, study_orthanc_id: str) -> Mapping[str, Reading]:
+    """The readings of a study's reports by SOP Instance UID."""
+    statement = sa.select(*COLUMNS).where(evidence.c.study_orthanc_id == study_orthanc_id)
+    return {row[0]: _reading(row) for row in connection.execute(statement)}
 
 
 def forget(connection: Connection, sop_uid: str) -> None:
     """The report is gone; should it come back, it is read again."""
     connection.execute(evidence.delete().where(evidence.c.sop_uid == sop_uid))
+
+
+def _reading(row: sa.Row[Any]) -> Reading:
+    sop_uid, imaging_study_id, study_orthanc_id, state, predecessors, problems = row
+    return Reading(sop_uid, imaging_study_id, study_orthanc_id, state, tuple(predecessors), tuple(problems))

@@ -209,13 +209,15 @@ class Stow(SQLModel, table=True):
 class Evidence(SQLModel, table=True):
     """A structured report that has been read, and what came of it."""
 
-    __table_args__ = (sa.Index("ix_evidence_study", "imaging_study_id"),)
+    __table_args__ = (sa.Index("ix_evidence_study", "study_orthanc_id"),)
 
     sop_uid: str = Field(primary_key=True)
     imaging_study_id: str
     study_orthanc_id: str
     state: str
-    """read | failed | withdrawn"""
+    """read | failed"""
+    predecessors: list[Any] = Field(default_factory=list, sa_type=sa.JSON)
+    """SOP Instance UIDs of the reports that this one replaces."""
     problems: list[Any] = Field(default_factory=list, sa_type=sa.JSON)
     at: int = Field(sa_type=sa.BigInteger)
 

@@ -3,23 +3,29 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import dataclass
+from io import BytesIO
 
 import structlog
+from pydicom import dcmread
 from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
+from sqlalchemy.exc import OperationalError
 
 from app.dicom import archive, sr
-from app.errors import NotFound
+from app.errors import NotFound, Unavailable
 from app.fhir import resources
 from app.fhir.mapping import observation, terms
 from app.fhir.mapping.codes import Json
-from app.store import evidence, studies, sync, timeline
+from app.store import evidence, outbox, studies, sync, timeline
+from app.store.database import now
+from app.store.evidence import Reading
+from app.store.outbox import Effect
 from app.store.studies import HeldInstance, Stowed
 from app.store.sync import Known
 from app.store.timeline import Happening
-from app.workflow import reports
+from app.workflow import orders, reports
 from app.workflow.site import Archive, Site
 
 log = structlog.get_logger(__name__)
@@ -44,12 +50,25 @@ def read_one(at: Archive, sop_uid: str) -> None:
         stowed = studies.stowed(connection, sop_uid)
     for member in members:
         try:
-            document = at.orthanc.dataset(member.orthanc_id)
+            content = at.orthanc.file(member.orthanc_id)
         except NotFound:
             continue
-        said = sr.read(document, lambda uid: _image(at, uid))
-        found = Found(member, said, stowed)
-        at.store.transact(lambda connection, found=found: publish(at.site, connection, found))
+        try:
+            said = sr.read(dcmread(BytesIO(content)), lambda uid: _image(at, uid))
+            found = Found(member, said, stowed)
+            at.store.transact(lambda connection, found=found: publish(at.site, connection, found))
+        except (Unavailable, OperationalError):
+            raise
+        except Exception as error:  # noqa: BLE001 - whatever a document does to its readers, it would do again
+            problem = f"not readable ({type(error).__name__})"
+            log.warning("structured report not readable", sop_uid=sop_uid, error=type(error).__name__)
+            at.store.transact(lambda connection, held=member, why=problem: _failed(connection, held, why))
+
+
+def _failed(connection: Connection, member: HeldInstance, problem: str) -> None:
+    study_row = sync.known(connection, member.study_orthanc_id)
+    if study_row is not None:
+        _remember(connection, (member.sop_uid, study_row), "failed", (), (problem,))
 
 
 def publish(site: Site, connection: Connection, found: Found) -> None:
@@ -57,34 +76,82 @@ def publish(site: Site, connection: Connection, found: Found) -> None:
     study_row = sync.known(connection, found.member.study_orthanc_id)
     if study_row is None:
         return
+    if study_row.order_id is not None:
+        orders.lock(connection, study_row.order_id)
     study = resources.read(connection, "ImagingStudy", study_row.imaging_study_id)
     if study is None:
         return
-    cause = f"structured report {found.said.sop_uid}"
-    earlier = resources.find(connection, "Observation", [("derived-from", f"ImagingStudy/{study['id']}")])
+    sop_uid, cause = found.member.sop_uid, f"structured report {found.member.sop_uid}"
+    before = evidence.known(connection, sop_uid)
+    if _of_another(connection, before, study_row):
+        log.warning("structured report of two patients", sop_uid=sop_uid)
+        return
+    problems = tuple(map(str, found.said.problems))
+    _remember(connection, (sop_uid, study_row), "read", tuple(found.said.predecessors), problems)
+    replaced = _replaced(connection, study_row)
+    earlier = _observations(connection, study_row)
     made = observation.observations(found.said, _context(site, connection, found, study, earlier))
     for resource in made:
-        _put(connection, resource, earlier, cause)
-    _withdraw(connection, found.said.predecessors, made, earlier, cause)
-    if evidence.remember(connection, found.said.sop_uid, study_row, list(map(str, found.said.problems))) and made:
-        detail = {"observations": len(made), "sop_uid": found.said.sop_uid}
-        happening = Happening("evidence-read", cause, study_row.order_id, study_row.study_uid, detail)
-        timeline.add(connection, happening)
+        write = _put_replaced if sop_uid in replaced else _put
+        write(connection, resource, earlier, cause)
+    _withdraw(connection, replaced, made, earlier, cause)
+    if before is None and made:
+        detail = {"observations": len(made), "sop_uid": sop_uid}
+        timeline.add(connection, Happening("evidence-read", cause, study_row.order_id, study_row.study_uid, detail))
+    if sop_uid not in replaced:
+        _gather(connection, study, made, cause)
+
+
+def _gather(connection: Connection, study: Json, made: list[Json], cause: str) -> None:
     if made:
         members = {member["reference"] for resource in made for member in resource.get("hasMember", [])}
         tops = [reference for one in made if (reference := f"Observation/{one['id']}") not in members]
         reports.gather(connection, study, tops, cause)
 
 
+def _of_another(connection: Connection, before: Reading | None, study_row: Known) -> bool:
+    """Whether the SOP Instance UID was read in another patient's study that is still there: the first keeps it."""
+    if before is None or before.study_orthanc_id == study_row.orthanc_id:
+        return False
+    other = sync.known(connection, before.study_orthanc_id)
+    return other is not None and other.missing_since is None and other.imaging_study_id != study_row.imaging_study_id
+
+
+def _remember(
+    connection: Connection,
+    read: tuple[str, Known],
+    state: str,
+    predecessors: tuple[str, ...],
+    problems: tuple[str, ...],
+) -> None:
+    sop_uid, study_row = read
+    row = Reading(sop_uid, study_row.imaging_study_id, study_row.orthanc_id, state, predecessors, problems)
+    evidence.remember(connection, row)
+
+
+def _replaced(connection: Connection, study_row: Known) -> frozenset[str]:
+    """The reports that a later one of the study replaces, whichever was read first."""
+    readings = evidence.of_study(connection, study_row.orthanc_id).values()
+    return frozenset(sop_uid for reading in readings for sop_uid in reading.predecessors if sop_uid != reading.sop_uid)
+
+
+def _observations(connection: Connection, study_row: Known) -> list[Json]:
+    return resources.find(connection, "Observation", [("derived-from", f"ImagingStudy/{study_row.imaging_study_id}")])
+
+
 def withdraw_missing(connection: Connection, study_row: Known, present: Iterable[str]) -> None:
-    """Observations of reports the archive no longer holds were withdrawn with them."""
-    gone = evidence.of_study(connection, study_row.orthanc_id) - frozenset(present)
+    """Observations of reports that the study no longer holds are withdrawn; what those replaced is read again."""
+    held, readings = frozenset(present), evidence.of_study(connection, study_row.orthanc_id)
+    gone = readings.keys() - held
     if not gone:
         return
-    found = resources.find(connection, "Observation", [("derived-from", f"ImagingStudy/{study_row.imaging_study_id}")])
-    for sop_uid in gone:
-        _withdraw(connection, [sop_uid], [], found, f"structured report {sop_uid} gone from the archive")
+    dead = gone | _replaced(connection, study_row)
+    _withdraw(connection, dead, [], _observations(connection, study_row), f"{len(gone)} structured reports are gone")
+    for sop_uid in sorted(gone):
         evidence.forget(connection, sop_uid)
+        for restored in held.intersection(readings[sop_uid].predecessors):
+            once = f"{restored}|without {sop_uid}|{now()}"
+            outbox.add(connection, Effect("evidence", f"study:{study_row.study_uid}", once, {"sop_uid": restored}))
 
 
 def _image(at: Archive, sop_uid: str) -> Dataset | None:
@@ -149,16 +216,33 @@ def _origins(earlier: Iterable[Json]) -> dict[str, str]:
 def _put(connection: Connection, resource: Json, earlier: list[Json], cause: str) -> None:
     before = next((one for one in earlier if one["id"] == resource["id"]), None)
     if before is not None:
-        resource = resource | {"identifier": resource["identifier"] + _other_items(before, resource)}
+        resource = resource | {"identifier": _identifiers(before, resource)}
     if before is not None and before["status"] in SIGNED:
         resource = resource | {"status": before["status"] if _says_the_same(before, resource) else "amended"}
     resources.put(connection, resource, cause=cause)
 
 
-def _other_items(before: Json, resource: Json) -> list[Json]:
+def _put_replaced(connection: Connection, resource: Json, earlier: list[Json], cause: str) -> None:
+    """A replaced report that comes late adds where a measurement was seen too; what only it says is withdrawn."""
+    before = next((one for one in earlier if one["id"] == resource["id"]), None)
+    if before is None:
+        resources.put(connection, resource | {"status": "entered-in-error"}, cause=cause)
+        return
+    merged = before["identifier"] + _other_items(resource, before)
+    resources.edit(connection, "Observation", before["id"], {"identifier": merged}, cause=cause)
+
+
+def _identifiers(before: Json, resource: Json) -> list[Json]:
+    """The identifiers of both, in the order they had: a report that is read again changes nothing."""
+    merged = resource["identifier"] + _other_items(before, resource)
+    held = before.get("identifier", [])
+    return held if all(one in held for one in merged) and all(one in merged for one in held) else merged
+
+
+def _other_items(one: Json, other: Json) -> list[Json]:
     """The content items in which the same measurement was seen before: its first one gives the id."""
-    held = [one for one in before.get("identifier", []) if one.get("system") == terms.CONTENT_ITEM]
-    return [one for one in held if one not in resource["identifier"]]
+    held = [entry for entry in one.get("identifier", []) if entry.get("system") == terms.CONTENT_ITEM]
+    return [entry for entry in held if entry not in other["identifier"]]
 
 
 def _says_the_same(before: Json, resource: Json) -> bool:
@@ -166,18 +250,17 @@ def _says_the_same(before: Json, resource: Json) -> bool:
     return all(before.get(name) == resource.get(name) for name in what)
 
 
-def _withdraw(
-    connection: Connection, sop_uids: Iterable[str], made: list[Json], earlier: list[Json], cause: str
-) -> None:
+def _withdraw(connection: Connection, dead: Collection[str], made: list[Json], earlier: list[Json], cause: str) -> None:
+    """Withdraw what no living report says."""
     kept = {resource["id"] for resource in made}
-    for sop_uid in sop_uids:
-        for resource in earlier:
-            if resource["id"] not in kept and _only_from(resource, sop_uid):
-                changes = {"status": "entered-in-error"}
-                resources.edit(connection, "Observation", resource["id"], changes, cause=cause)
+    for resource in earlier:
+        sources = _sources(resource)
+        if resource["id"] not in kept and sources and sources <= set(dead):
+            resources.edit(connection, "Observation", resource["id"], {"status": "entered-in-error"}, cause=cause)
 
 
-def _only_from(resource: Json, sop_uid: str) -> bool:
+def _sources(resource: Json) -> set[str]:
+    """The reports in which a measurement was seen."""
     identifiers: list[Json] = resource.get("identifier", [])
     items = [one["value"] for one in identifiers if one.get("system") == terms.CONTENT_ITEM]
-    return bool(items) and all(item.startswith(f"{sop_uid}#") for item in items)
+    return {item.partition("#")[0] for item in items}

@@ -156,12 +156,13 @@ def upgrade() -> None:
         sa.Column("imaging_study_id", sa.String(), nullable=False),
         sa.Column("study_orthanc_id", sa.String(), nullable=False),
         sa.Column("state", sa.String(), nullable=False),
+        sa.Column("predecessors", sa.JSON(), nullable=False),
         sa.Column("problems", sa.JSON(), nullable=False),
         sa.Column("at", sa.BigInteger(), nullable=False),
         sa.PrimaryKeyConstraint("sop_uid"),
     )
     with op.batch_alter_table("evidence", schema=None) as batch_op:
-        batch_op.create_index("ix_evidence_study", ["imaging_study_id"], unique=False)
+        batch_op.create_index("ix_evidence_study", ["study_orthanc_id"], unique=False)
 
     op.create_table(
         "indexdate",
