@@ -18,11 +18,11 @@ from urllib.parse import parse_qsl, urlsplit
 
 import httpx
 import pytest
+import sqlalchemy as sa
 import uvicorn
 from fastapi import FastAPI
 from joserfc import jwt
 from joserfc.jwk import ECKey, RSAKey
-from sqlmodel import SQLModel
 
 from app.access import Access
 from app.audit import Record
@@ -67,8 +67,9 @@ def challenge(verifier: str) -> str:
 def dump(store: Store) -> str:
     """Every row of every table, as text."""
     with store.read() as connection:
-        tables = SQLModel.metadata.sorted_tables
-        return repr([tuple(row) for table in tables for row in connection.execute(table.select())])
+        found = sa.MetaData()
+        found.reflect(connection)
+        return repr([tuple(row) for table in found.tables.values() for row in connection.execute(table.select())])
 
 
 def query(location: str) -> dict[str, str]:
