@@ -52,5 +52,4 @@ def forget(connection: Connection, sop_uid: str) -> None:
 
 
 def _reading(row: sa.Row[Any]) -> Reading:
-    sop_uid, imaging_study_id, study_orthanc_id, state, predecessors, problems = row
-    return Reading(sop_uid, imaging_study_id, study_orthanc_id, state, tuple(predecessors), tuple(problems))
+    return Reading(row[0], row[1], row[2], row[3], tuple(row[4]), tuple(row[5]))

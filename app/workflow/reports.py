@@ -8,7 +8,7 @@ from __future__ import annotations
 import base64
 import hashlib
 import uuid
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -31,6 +31,9 @@ from app.workflow.site import Archive
 from app.workflow.states import DEAD_REPORTS, FINAL_REPORTS
 
 SIGN = "isocenter/sign"
+ADDED = ("presentedForm", "issued")
+"""What signing and archiving add to a report."""
+OUR_FORM = "Signed report, version "
 PROVENANCE_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/Provenance")
 PARTICIPANT = "http://terminology.hl7.org/CodeSystem/provenance-participant-type"
 SIGNATURE = {"system": "urn:iso-astm:E1762-95:2013", "code": "1.2.840.10065.1.12.1.1", "display": "Author's Signature"}
@@ -105,22 +108,34 @@ def guard(_connection: Connection, caller: Access, report: Json, before: Json | 
 def received(connection: Connection, caller: Access, report: Json, before: Json | None) -> None:
     """Do what a created or changed DiagnosticReport means."""
     cause = f"DiagnosticReport/{report['id']} by {caller.client_id}"
-    if before is None and not mapping.is_draft(report):
-        report = _adopt(connection, report, cause)
-    if report["status"] in FINAL_REPORTS and not _same(report, before):
-        _signed(connection, caller, report, cause)
+    for order_id in sorted(_order_ids(report)):
+        orders.lock(connection, order_id)
+    if not mapping.is_draft(report):
+        report = _adopt(connection, report, before, cause)
+    if report["status"] not in FINAL_REPORTS:
+        return
+    if before is None or not _same(report, before):
+        _signed(connection, caller, (report, before), cause)
+    elif kept := {name: before[name] for name in ADDED if name in before and name not in report}:
+        resources.edit(connection, "DiagnosticReport", report["id"], kept, cause=cause)
 
 
-def _same(report: Json, before: Json | None) -> bool:
-    # What the workflow itself adds after signing is no new signing.
-    added = {"meta", "presentedForm", "issued"}
-    if before is None or before["status"] not in FINAL_REPORTS:
+def _same(report: Json, before: Json) -> bool:
+    """Whether a signed report says what it said: what the workflow adds after signing is no new signing."""
+    if before["status"] not in FINAL_REPORTS:
         return False
-    return {key: report[key] for key in report.keys() - added} == {key: before[key] for key in before.keys() - added}
+    apart = {"meta", *ADDED}
+    return {key: report[key] for key in report.keys() - apart} == {key: before[key] for key in before.keys() - apart}
 
 
-def _adopt(connection: Connection, report: Json, cause: str) -> Json:
+def _adopt(connection: Connection, report: Json, before: Json | None, cause: str) -> Json:
     """A report from outside for the same order takes over our draft's results; the draft ends."""
+    if before is not None and mapping.is_draft(before):
+        # A client that leaves our mark out does not give back what its report has taken over.
+        marks = [one for one in before["identifier"] if one.get("system") == terms.ORDER_DRAFT]
+        changes = {"identifier": [*report.get("identifier", []), *marks]}
+        resources.edit(connection, "DiagnosticReport", report["id"], changes, cause=cause)
+        return resources.read(connection, "DiagnosticReport", report["id"]) or report
     for reference in (one.get("reference", "") for one in report.get("basedOn", [])):
         own = resources.read(connection, "DiagnosticReport", mapping.draft_id(reference))
         if own is None or own["id"] == report["id"] or own["status"] != "preliminary":
@@ -135,10 +150,13 @@ def _adopt(connection: Connection, report: Json, cause: str) -> Json:
     return report
 
 
-def _signed(connection: Connection, caller: Access, report: Json, cause: str) -> None:
+def _signed(connection: Connection, caller: Access, change: tuple[Json, Json | None], cause: str) -> None:
+    report, before = change
     moment = mapping.sign_time(datetime.now(UTC))
-    if "issued" not in report:
-        resources.edit(connection, "DiagnosticReport", report["id"], {"issued": moment}, cause=cause)
+    changes: dict[str, Any] = {"presentedForm": _foreign_forms(report) or None}
+    if report.get("issued") == (before or {}).get("issued"):
+        changes["issued"] = moment
+    resources.edit(connection, "DiagnosticReport", report["id"], changes, cause=cause)
     stored = rows.current(connection, "DiagnosticReport", report["id"])
     version = stored.version if stored else 1
     for reference in _result_tree(connection, report):
@@ -151,6 +169,11 @@ def _signed(connection: Connection, caller: Access, report: Json, cause: str) ->
         orders.complete(connection, order_id, cause)
     payload = {"report": report["id"], "version": version}
     outbox.add(connection, Effect("archive-report", f"report:{report['id']}", f"{report['id']}/{version}", payload))
+
+
+def _foreign_forms(report: Json) -> list[Json]:
+    """The presented forms that are not our own PDF of some version."""
+    return [one for one in report.get("presentedForm", []) if not one.get("title", "").startswith(OUR_FORM)]
 
 
 def _order_ids(report: Json) -> list[str]:
@@ -205,22 +228,29 @@ def _provenance(connection: Connection, caller: Access, report: Json, version: i
 
 
 def archive_one(at: Archive, effect: Claimed) -> None:
-    """Render the signed version and store it beside its images. Safe to repeat: the same version is the same object."""
-    report_id, version = effect.payload["report"], int(effect.payload["version"])
+    """Render the signed version once, keep it in the report, store it beside its images. Safe to repeat."""
+    key = effect.payload["report"], int(effect.payload["version"])
     with at.store.read() as connection:
-        sources = printing.sources(connection, at.site, report_id, version)
+        sources = printing.sources(connection, at.site, *key)
         place = _place(connection, sources.report) if sources else None
-    if sources is None or place is None:
-        log_kind = "report-not-archived"
-        at.store.transact(
-            lambda connection: timeline.add(connection, Happening(log_kind, f"report {report_id}: no images"))
-        )
+        pdf = _kept(connection, key)
+    if sources is None:
+        missing = Happening("report-not-archived", f"{_named(key)}: its patient cannot be read")
+        at.store.transact(lambda connection: timeline.add(connection, missing))
         return
-    pdf = printing.pdf(mapping.view(sources))
-    document = _document(at, place, (report_id, version), pdf, sources)
-    encapsulated.deliver(at.orthanc, document, pdf)
-    sync_id, order_ids = place[0], _order_ids(sources.report)
-    at.store.transact(lambda connection: _archived(connection, (report_id, version), pdf, sync_id, order_ids))
+    if pdf is None:
+        # Kept before it is delivered: after a crash the same bytes are delivered, whatever has changed meanwhile.
+        pdf = printing.pdf(mapping.view(sources))
+        form = _form(key[1], pdf)
+        at.store.transact(lambda connection: _keep(connection, key, form, sources.report["issued"]))
+    if place is not None:
+        encapsulated.deliver(at.orthanc, _document(at, place, key, pdf, sources), pdf)
+    order_ids = _order_ids(sources.report)
+    at.store.transact(lambda connection: _archived(connection, key, place, order_ids))
+
+
+def _named(key: tuple[str, int]) -> str:
+    return f"DiagnosticReport/{key[0]} version {key[1]}"
 
 
 def _place(connection: Connection, report: Json) -> tuple[str, str] | None:
@@ -251,20 +281,46 @@ def _document(
     return encapsulated.document(header, description, pdf)
 
 
-def _archived(connection: Connection, key: tuple[str, int], pdf: bytes, orthanc_id: str, order_ids: list[str]) -> None:
-    report_id, version = key
-    cause = f"DiagnosticReport/{report_id} version {version}"
-    form: dict[str, Any] = {
+def _form(version: int, pdf: bytes) -> Json:
+    return {
         "contentType": "application/pdf",
         "data": base64.b64encode(pdf).decode(),
         "size": len(pdf),
         "hash": base64.b64encode(hashlib.sha1(pdf, usedforsecurity=False).digest()).decode(),
-        "title": f"Signed report, version {version}",
+        "title": f"{OUR_FORM}{version}",
     }
-    report = resources.read(connection, "DiagnosticReport", report_id)
-    if report is not None and report["status"] in FINAL_REPORTS:
-        others = [one for one in report.get("presentedForm", []) if one.get("contentType") != "application/pdf"]
-        resources.edit(connection, "DiagnosticReport", report_id, {"presentedForm": [*others, form]}, cause=cause)
-    sync.mark(connection, [orthanc_id], "report archived")
+
+
+def _kept(connection: Connection, key: tuple[str, int]) -> bytes | None:
+    """The PDF of a signed version, once it was rendered: in that version's successors."""
+    report_id, version = key
+    current = rows.current(connection, "DiagnosticReport", report_id)
+    for number in range(version + 1, (current.version if current else 0) + 1):
+        stored = rows.version(connection, "DiagnosticReport", report_id, number)
+        forms: list[Json] = resources.loads(stored.body).get("presentedForm", []) if stored else []
+        for form in forms:
+            if form.get("title") == f"{OUR_FORM}{version}":
+                return base64.b64decode(form["data"])
+    return None
+
+
+def _keep(connection: Connection, key: tuple[str, int], form: Json, issued: str) -> None:
+    # Locked before it is read: a newer signing must not get the older version's print.
+    rows.current(connection, "DiagnosticReport", key[0], for_update=True)
+    report = resources.read(connection, "DiagnosticReport", key[0])
+    if report is not None and report["status"] in FINAL_REPORTS and report.get("issued") == issued:
+        forms = [*_foreign_forms(report), form]
+        resources.edit(connection, "DiagnosticReport", key[0], {"presentedForm": forms}, cause=_named(key))
+
+
+def _archived(
+    connection: Connection, key: tuple[str, int], place: tuple[str, str] | None, order_ids: Iterable[str]
+) -> None:
+    cause = _named(key)
+    if place is not None:
+        sync.mark(connection, [place[0]], "report archived")
+    else:
+        cause += ": no images to file it with"
+    kind = "report-archived" if place is not None else "report-not-archived"
     for order_id in order_ids:
-        timeline.add(connection, Happening("report-archived", cause, order_id, detail={"report": report_id}))
+        timeline.add(connection, Happening(kind, cause, order_id, detail={"report": key[0]}))
