@@ -41,6 +41,8 @@ def document(header: Dataset, description: Description, pdf: bytes) -> Dataset:
     """The Encapsulated PDF of a study; `header` is one of its images."""
     made = Dataset()
     made.file_meta = _meta(description.sop_uid)
+    # The STOW client writes what it is given; without a preamble the archive would keep something that is no file.
+    made.preamble = bytes(128)
     made.SpecificCharacterSet = "ISO_IR 192"
     for keyword in STUDY_KEYWORDS:
         if keyword in header:

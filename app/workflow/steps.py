@@ -1,4 +1,4 @@
-"""What a modality reports of its step moves the Task it belongs to (PS3.4 Annex F, Modality Performed Procedure Step)."""
+"""What a modality reports of its step moves the Task it belongs to (PS3.4 Annex F, MPPS)."""
 
 from __future__ import annotations
 

@@ -104,7 +104,9 @@ def _turn(loop: Loop, stop: threading.Event) -> None:
             log.warning("archive unavailable", loop=loop.name)
         except Exception as error:  # noqa: BLE001 - whatever failed is retried; the loop must not end
             failures += 1
-            log.error("step failed", loop=loop.name, error=type(error).__name__, where=_where(error))
+            log.error(  # noqa: TRY400 - a trace may hold patient data
+                "step failed", loop=loop.name, error=type(error).__name__, where=_where(error)
+            )
         if not more:
             stop.wait(min(loop.pause * 2**failures, LONGEST_PAUSE))
 

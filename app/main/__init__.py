@@ -1,0 +1,1 @@
+"""Builds the server from settings and hands functions to the parts that need to call upward."""

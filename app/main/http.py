@@ -1,0 +1,112 @@
+"""What every request passes: a request id, a line in the log, and errors in the form of the protocol asked."""
+
+from __future__ import annotations
+
+import json
+import re
+import time
+import uuid
+from http import HTTPStatus
+
+import structlog
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from starlette.datastructures import MutableHeaders
+from starlette.exceptions import HTTPException
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.errors import IsocenterError, Unauthenticated, Unavailable
+from app.fhir import outcome
+
+log = structlog.get_logger(__name__)
+
+REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}")
+FHIR = re.compile(r"(/v/[^/]+)?/fhir(/|$)")
+OAUTH = {400: "invalid_request", 401: "invalid_client", 403: "access_denied", 503: "temporarily_unavailable"}
+
+
+class RequestId:
+    """Takes the caller's X-Request-Id or makes one, answers with it, and logs the request without its query."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        """`app` is what comes after."""
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
+        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        scope.setdefault("state", {})["request_id"] = request_id
+        began, status = time.monotonic(), 0
+
+        async def answer(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                headers = MutableHeaders(scope=message)
+                headers["X-Request-Id"] = request_id
+                headers.setdefault("X-Content-Type-Options", "nosniff")
+            await send(message)
+
+        await self.app(scope, receive, answer)
+        took = round((time.monotonic() - began) * 1000, 1)
+        log.info("request", method=scope["method"], route=_route(scope), status=status, ms=took, request_id=request_id)
+
+
+def install(app: FastAPI) -> None:
+    """Put the request id before everything and the error translation behind everything."""
+    for kind in (IsocenterError, HTTPException, RequestValidationError, Exception):
+        app.add_exception_handler(kind, _translate)
+    app.add_middleware(RequestId)
+
+
+async def _translate(request: Request, error: Exception) -> Response:
+    request_id = getattr(request.state, "request_id", "")
+    path = request.url.path
+    if not isinstance(error, IsocenterError | HTTPException | RequestValidationError):
+        log.error("request failed", error=type(error).__name__, where=where(error), request_id=request_id)
+    if FHIR.match(path):
+        status, body, headers = outcome.render(error, request_id)
+        return Response(body, status, headers)
+    status, detail, headers = _told(error)
+    if path.startswith("/auth/"):
+        body = {"error": OAUTH.get(status, "invalid_request"), "error_description": detail, "request_id": request_id}
+        return _json(status, body, "application/json", headers)
+    problem = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status, "detail": detail}
+    return _json(status, problem | {"request_id": request_id}, "application/problem+json", headers)
+
+
+def _told(error: Exception) -> tuple[int, str, dict[str, str]]:
+    match error:
+        case Unauthenticated():
+            return error.status, str(error), {"WWW-Authenticate": 'Bearer realm="isocenter"'}
+        case Unavailable():
+            return error.status, str(error), {"Retry-After": str(error.retry_after)}
+        case IsocenterError() if error.status < 500:
+            return error.status, str(error), {}
+        case HTTPException():
+            return error.status_code, HTTPStatus(error.status_code).phrase, dict(error.headers or {})
+        case RequestValidationError():
+            return 400, "The request cannot be understood.", {}
+        case _:
+            return 500, "The server failed; the request id finds the reason in its log.", {}
+
+
+def _json(status: int, body: object, media_type: str, headers: dict[str, str]) -> Response:
+    return Response(json.dumps(body), status, {**headers, "Cache-Control": "no-store"}, media_type)
+
+
+def _route(scope: Scope) -> str:
+    # The template, not the address: an address may hold a session or a one-time handle.
+    return getattr(scope.get("route"), "path", "unmatched")
+
+
+def where(error: BaseException) -> str:
+    """File and line of a failure: messages may hold patient data, places do not."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename.rpartition('/app/')[2]}:{trace.tb_lineno}" if trace else ""

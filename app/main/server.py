@@ -1,0 +1,134 @@
+"""The HTTP server: every part mounted at its address, one error translation, one request id."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+
+from fastapi import APIRouter, FastAPI, Request
+from sqlalchemy.engine import Connection
+
+from app.access import Access
+from app.audit import Record
+from app.dicom import gateway
+from app.dicom.gateway import Gateway, Parts
+from app.fhir import resources, rest
+from app.fhir.mapping import report, worklist
+from app.fhir.validation import Json
+from app.main import demo_ehr, http, launches, probes
+from app.settings import Settings
+from app.smart import server as smart
+from app.smart import tokens
+from app.store import audit_log, keys, sync
+from app.store.database import Store
+from app.viewer import launch as viewer_launch
+from app.viewer import routes as viewer
+from app.viewer import sessions
+from app.workflow import orders, reports, site
+
+
+@dataclass(frozen=True, slots=True)
+class House:
+    """What main hands to the parts."""
+
+    store: Store
+    settings: Settings
+    site: site.Site
+    gateway: Gateway
+
+    def audit(self, record: Record) -> None:
+        """Keep an audit record in a transaction of its own."""
+        self.store.transact(lambda connection: audit_log.add(connection, record))
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The whole HTTP interface; the database must be at head and is closed with the app."""
+    store = Store(settings.database)
+    house = House(store, settings, site.of(settings), _gateway(store, settings))
+
+    @asynccontextmanager
+    async def life(_app: FastAPI) -> AsyncGenerator[None]:
+        yield
+        await house.gateway.close()
+        store.close()
+
+    app = FastAPI(title="Isocenter", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.house = house
+    _mount(app, house)
+    http.install(app)
+    return app
+
+
+def _mount(app: FastAPI, house: House) -> None:
+    store, settings = house.store, house.settings
+    by_token = _by_token(store)
+    by_cookie = sessions.authenticate(store, settings)
+    people = smart.PatientReader(_patient_label, _study_label)
+    app.include_router(probes.routes(store, settings))
+    app.include_router(smart.routes(store=store, settings=settings, audit=house.audit, patients=people), prefix="/auth")
+    app.include_router(smart.discovery(settings))
+    app.include_router(launches.routes(store, settings, by_token, house.audit))
+    app.include_router(gateway.routes(house.gateway, by_token, lambda _: settings.dicomweb_base), prefix="/dicom-web")
+    app.include_router(gateway.routes(house.gateway, by_cookie, _session_base), prefix="/v/{session}/dicom-web")
+    app.include_router(_fhir(house, by_cookie, read_only=True), prefix="/v/{session}/fhir")
+    exchange = viewer_launch.own_server(settings)
+    app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit))
+    if settings.demo:
+        demo_ehr.mount(app, store, settings)
+    app.include_router(_fhir(house, by_token, read_only=False), prefix="/fhir")
+
+
+def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only: bool) -> APIRouter:
+    return rest.routes(
+        store=house.store,
+        settings=house.settings,
+        authenticate=authenticate,
+        hooks={} if read_only else _hooks(house.site),
+        guards={} if read_only else {"DiagnosticReport": reports.guard},
+        audit=house.audit,
+        key=keys.wrapping_secret(house.settings),
+        read_only=read_only,
+    )
+
+
+def _hooks(where: site.Site) -> dict[str, rest.Hook]:
+    def ordered(connection: Connection, caller: Access, order: Json, before: Json | None) -> None:
+        orders.received(where, connection, caller, order, before)
+
+    return {"ServiceRequest": ordered, "DiagnosticReport": reports.received}
+
+
+def _gateway(store: Store, settings: Settings) -> Gateway:
+    def stored(orthanc_id: str) -> None:
+        store.transact(lambda connection: sync.mark(connection, [orthanc_id], "stored through the gateway"))
+
+    def audited(record: Record) -> None:
+        store.transact(lambda connection: audit_log.add(connection, record))
+
+    password = settings.orthanc_password.get_secret_value()
+    return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, audited, stored))
+
+
+def _by_token(store: Store) -> Callable[[Request], Access]:
+    known = tokens.authenticate(store)
+    return lambda request: known(tokens.bearer(request))
+
+
+def _session_base(request: Request) -> str:
+    house: House = request.app.state.house
+    origin = house.settings.viewer_url or house.settings.public_url
+    return f"{origin}/v/{request.path_params['session']}/dicom-web"
+
+
+def _patient_label(connection: Connection, patient_id: str) -> str:
+    patient = resources.read(connection, "Patient", patient_id) or {}
+    return report.shown_name(patient.get("name", [])) or "a patient"
+
+
+def _study_label(connection: Connection, imaging_study_id: str) -> str:
+    study = resources.read(connection, "ImagingStudy", imaging_study_id) or {}
+    modalities = ", ".join(coding["code"] for coding in study.get("modality", []))
+    described = study.get("description") or worklist.concept_text(next(iter(study.get("procedureCode", [])), None))
+    parts = [modalities, described, (study.get("started") or "")[:10]]
+    return " ".join(part for part in parts if part) or "one study"

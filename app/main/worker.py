@@ -1,0 +1,20 @@
+"""Role worker: reads the archive and delivers the outbox. Any number may run; leases name who polls."""
+
+from __future__ import annotations
+
+from app.dicom.orthanc import Orthanc
+from app.main.processes import reach
+from app.main.signals import stopped_by_signal
+from app.settings import Settings
+from app.store.database import Store
+from app.workflow import site, worker
+from app.workflow.arrivals import Archive
+
+
+def run(settings: Settings) -> None:
+    """Work until a signal."""
+    stop = stopped_by_signal()
+    store = Store(settings.database)
+    with Orthanc(*reach(settings)) as orthanc:
+        worker.run(Archive(store, orthanc, site.of(settings)), stop)
+    store.close()
