@@ -93,7 +93,9 @@ def redirect_uri(settings: Settings) -> str:
 
 def own_server(settings: Settings) -> Http:
     """Posts to our own addresses over the loopback listener, so that no proxy before us has to be passed."""
-    own = f"http://{settings.host}:{settings.port}"
+    # A server that listens everywhere is asked on loopback.
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104
+    own = f"http://{f'[{host}]' if ':' in host else host}:{settings.port}"
 
     def post(url: str, form: Mapping[str, str]) -> tuple[int, Mapping[str, Any]]:
         address = own + url.removeprefix(settings.public_url)
