@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from pydicom import config
-from pydicom.datadict import dictionary_VR
+from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
@@ -92,7 +92,26 @@ def outline(orthanc: Orthanc, orthanc_id: str) -> HeldStudy | None:
 
 def header(orthanc: Orthanc, instance_id: str) -> Dataset:
     """The attributes of one instance but its pixels, as Orthanc decodes them; what cannot be a value is left out."""
-    return dataset(orthanc.tags(instance_id))
+    try:
+        return dataset(orthanc.tags(instance_id))
+    except RecursionError:
+        # Sequences nested so deep are no information; what the archive has indexed is.
+        return _indexed(orthanc, instance_id)
+
+
+def _indexed(orthanc: Orthanc, instance_id: str) -> Dataset:
+    result = Dataset()
+    for row in (orthanc.parent("instances", instance_id, "study"), orthanc.parent("instances", instance_id, "series")):
+        for keyword, value in (row.get("PatientMainDicomTags", {}) | row["MainDicomTags"]).items():
+            tag = tag_for_keyword(keyword)
+            element = _element(f"{Tag(tag).group:04x},{Tag(tag).element:04x}", _entry(value)) if tag else None
+            if element is not None:
+                result.add(element)
+    return result
+
+
+def _entry(value: str) -> Json:
+    return {"Type": "String", "Value": value}
 
 
 def dataset(tags: Mapping[str, Any]) -> Dataset:

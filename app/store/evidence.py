@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -51,5 +51,5 @@ def forget(connection: Connection, sop_uid: str) -> None:
     connection.execute(evidence.delete().where(evidence.c.sop_uid == sop_uid))
 
 
-def _reading(row: sa.Row[Any]) -> Reading:
+def _reading(row: Sequence[Any]) -> Reading:
     return Reading(row[0], row[1], row[2], row[3], tuple(row[4]), tuple(row[5]))

@@ -50,10 +50,10 @@ def patient_for(connection: Connection, site: Site, held: HeldStudy, header: Dat
     """The id of the Patient these images belong to; a placeholder is made for somebody unknown."""
     if match.order is not None:
         return patient_of(match.order) or ""
-    number = values.text(header.get("PatientID"))
+    number = values.verbatim(header.get("PatientID"))
     if match.reason == "anonymised-copy" or not number:
         return _placeholder(connection, header, f"study:{held.orthanc_id}", None)
-    system = site.system("mrn", values.text(header.get("IssuerOfPatientID")))
+    system = site.system("mrn", values.verbatim(header.get("IssuerOfPatientID")))
     known = resources.find(connection, "Patient", [("identifier", f"{escaped(system)}|{escaped(number)}")])
     # A Patient that was registered outweighs what earlier images alone made known.
     registered = [one for one in known if not patient.is_placeholder(one)] or known
@@ -67,7 +67,7 @@ def accessions(site: Site, headers: Sequence[Dataset]) -> Iterator[tuple[str, st
     seen: set[tuple[str, str]] = set()
     for header in headers:
         for source in (header, *(header.get("RequestAttributesSequence") or [])):
-            number = values.text(source.get("AccessionNumber"))
+            number = values.verbatim(source.get("AccessionNumber"))
             pair = (site.system("accession", _issuer(source)), number or "")
             if number and pair not in seen:
                 seen.add(pair)
@@ -76,7 +76,7 @@ def accessions(site: Site, headers: Sequence[Dataset]) -> Iterator[tuple[str, st
 
 def _issuer(source: Dataset) -> str | None:
     for item in source.get("IssuerOfAccessionNumberSequence") or []:
-        return values.text(item.get("LocalNamespaceEntityID")) or values.text(item.get("UniversalEntityID"))
+        return values.verbatim(item.get("LocalNamespaceEntityID")) or values.verbatim(item.get("UniversalEntityID"))
     return None
 
 
@@ -93,7 +93,7 @@ def _fulfillable(order: Json) -> bool:
 
 def _same_patient(connection: Connection, site: Site, order: Json, header: Dataset) -> bool:
     ordered = resources.read(connection, "Patient", patient_of(order) or "")
-    number, issuer = values.text(header.get("PatientID")), values.text(header.get("IssuerOfPatientID"))
+    number, issuer = values.verbatim(header.get("PatientID")), values.verbatim(header.get("IssuerOfPatientID"))
     if ordered is None or not number:
         return False
     wanted = (site.system("mrn", issuer), number)

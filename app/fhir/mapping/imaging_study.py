@@ -70,6 +70,8 @@ class Links:
 def available(uid: str, series: Sequence[SeriesFacts], links: Links, zone: tzinfo) -> Json:
     """The ImagingStudy of images that exist; `zone` reads times without an offset of their own."""
     mapped = [_series(one, zone) for one in sorted(series, key=_order)]
+    # A UID that no FHIR id can be is counted and not listed: one series must not hide the others.
+    listed = [entry for entry in mapped if values.identity(entry["uid"])]
     headers = [one.header for one in sorted(series, key=_order)]
     study: Json = {
         "resourceType": "ImagingStudy",
@@ -87,7 +89,7 @@ def available(uid: str, series: Sequence[SeriesFacts], links: Links, zone: tzinf
         "procedureCode": list(links.procedure),
         "reasonCode": list(links.reason),
         **_rows(STUDY, headers[0]),
-        "series": mapped,
+        "series": listed,
     }
     return _filled(study)
 
@@ -143,7 +145,7 @@ def _identifiers(uid: str, links: Links, headers: Sequence[Dataset]) -> list[Jso
 
 def _series(facts: SeriesFacts, zone: tzinfo) -> Json:
     header = facts.header
-    instances = [_instance(one) for one in sorted(facts.instances, key=_instance_order)]
+    instances = sorted(facts.instances, key=_instance_order)
     body_part = values.text(header.get("BodyPartExamined"))
     series: Json = {
         "uid": facts.uid,
@@ -153,13 +155,14 @@ def _series(facts: SeriesFacts, zone: tzinfo) -> Json:
         "bodySite": {"display": body_part} if body_part else None,
         "laterality": LATERALITY.get(values.text(header.get("Laterality")) or ""),
         "started": _first_time(header, (("SeriesDate", "SeriesTime"), ("AcquisitionDate", "AcquisitionTime")), zone),
-        "instance": instances,
+        "instance": [_instance(one) for one in instances if values.identity(one.sop_uid)],
     }
     return _filled(series)
 
 
 def _instance(instance: Instance) -> Json:
-    sop_class = {"system": "urn:ietf:rfc:3986", "code": values.oid(instance.sop_class)}
+    known = values.identity(instance.sop_class)
+    sop_class = {"system": "urn:ietf:rfc:3986", **({"code": values.oid(known)} if known else {})}
     return _filled({"uid": instance.sop_uid, "sopClass": sop_class, "number": values.unsigned(instance.number)})
 
 

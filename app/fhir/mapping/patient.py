@@ -7,7 +7,7 @@ from typing import Any
 from pydicom.dataset import Dataset
 from pydicom.valuerep import PersonName
 
-from app.fhir.mapping import values
+from app.fhir.mapping import codes, values
 from app.fhir.mapping.codes import Json
 
 IDEOGRAPHIC = "IDE"
@@ -30,8 +30,7 @@ def person_name(names: list[Json]) -> str:
 
 def human_names(value: PersonName | str | None) -> list[Json]:
     """A DICOM person name as FHIR HumanNames, one per component group."""
-    name = PersonName(str(value)) if value else PersonName("")
-    groups = str(name).split("=")
+    groups = codes.line(str(value or "")).split("=")
     kinds = (None, IDEOGRAPHIC, PHONETIC)
     return [found for group, kind in zip(groups, kinds, strict=False) if (found := _human_name(group, kind))]
 
@@ -48,7 +47,7 @@ def from_images(header: Dataset, identifier: Json | None) -> Json:
         patient["identifier"] = [identifier]
     names = human_names(header.get("PatientName"))
     born = values.day(header.get("PatientBirthDate"))
-    gender = SEX_TO_GENDER.get(str(header.get("PatientSex") or "").strip().upper())
+    gender = SEX_TO_GENDER.get((values.text(header.get("PatientSex")) or "").upper())
     found: dict[str, Any] = {"name": names, "birthDate": born.isoformat() if born else None, "gender": gender}
     return patient | {key: value for key, value in found.items() if value}
 

@@ -3,24 +3,41 @@
 from __future__ import annotations
 
 import re
+from collections.abc import MutableSequence
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
 from typing import Any
+
+from app.fhir.mapping import codes
 
 DA = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
 TM = re.compile(r"(\d{2}):?(?:(\d{2})(?::?(\d{2})(?:\.(\d{1,6}))?)?)?")
 OFFSET = re.compile(r"([+-])(\d{2})(\d{2})")
 FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
+MINUTE = timedelta(minutes=1)
 
 
 def text(value: Any) -> str | None:
-    """A trimmed text, or None."""
+    """The first value as one line of text, or None."""
+    if isinstance(value, (list, tuple, MutableSequence)):
+        return next((found for one in value if (found := text(one))), None)
+    return codes.line(str(value)) or None if value is not None else None
+
+
+def verbatim(value: Any) -> str | None:
+    """A number that tells people or orders apart: trimmed, else as written; None when it holds unprintable signs."""
     trimmed = str(value).strip(" \0") if value is not None else ""
-    return trimmed or None
+    return trimmed if trimmed and trimmed.isprintable() else None
+
+
+def identity(value: Any) -> str | None:
+    """A UID that can be a FHIR id, or None."""
+    found = text(value)
+    return found if found and FHIR_ID.fullmatch(found) else None
 
 
 def integer(value: Any) -> int | None:
     """An integer string as modalities write it: padded, signed, sometimes with a fraction of zeros."""
-    match = re.fullmatch(r"\s*([+-]?\d+)(?:\.0*)?\s*", str(value)) if value is not None else None
+    match = re.fullmatch(r"([+-]?\d{1,20})(?:\.0*)?", text(value) or "")
     number = int(match[1]) if match else None
     return number if number is not None and abs(number) < 2**31 else None
 
@@ -55,7 +72,8 @@ def clock(value: Any) -> time | None:
 def offset(value: Any) -> tzinfo | None:
     """Timezone Offset From UTC (0008,0201)."""
     match = OFFSET.fullmatch(text(value) or "")
-    if match is None or int(match[2]) > 14 or int(match[3]) > 59:
+    # FHIR ends at fourteen hours, as DICOM does.
+    if match is None or int(match[3]) > 59 or int(match[2]) * 60 + int(match[3]) > 14 * 60:
         return None
     delta = timedelta(hours=int(match[2]), minutes=int(match[3]))
     return timezone(-delta if match[1] == "-" else delta)
@@ -69,7 +87,11 @@ def date_time(da: Any, tm: Any, zone: tzinfo | None) -> str | None:
     at = clock(tm)
     if at is None or zone is None:
         return found.isoformat()
-    return datetime.combine(found, at, zone).isoformat(timespec="milliseconds" if at.microsecond else "seconds")
+    moment = datetime.combine(found, at, zone)
+    # Before zones were made by law, local mean time differed by odd seconds, which FHIR cannot say.
+    if (moment.utcoffset() or timedelta()) % MINUTE:
+        return found.isoformat()
+    return moment.isoformat(timespec="milliseconds" if at.microsecond else "seconds")
 
 
 def oid(uid: str) -> str:
@@ -83,7 +105,13 @@ def bare(value: str) -> str:
 
 
 def parse_instant(value: str | None) -> datetime | None:
-    """A FHIR dateTime or instant with a zone; None for a date or nothing."""
+    """A FHIR dateTime or instant with a zone; None for a date or nothing. A leap second is the second before it."""
     if not value or "T" not in value:
         return None
-    return datetime.fromisoformat(value)
+    return datetime.fromisoformat(re.sub(r"(T\d{2}:\d{2}):60", r"\1:59", value))
+
+
+def first_day(value: str) -> date:
+    """The first day that a FHIR date or dateTime covers: a year or a month begins with its first."""
+    year, month, day_of_month = (*value.partition("T")[0].split("-"), "1", "1")[:3]
+    return date(int(year), int(month), int(day_of_month))

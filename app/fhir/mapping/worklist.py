@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from datetime import datetime, tzinfo
+from datetime import datetime, time, tzinfo
 from typing import Any
 
 from pydicom import config
@@ -162,8 +162,8 @@ def _start(view: View) -> datetime:
     period = view.task.get("restriction", {}).get("period", {})
     instant = values.parse_instant(period.get("start")) or values.parse_instant(view.task["authoredOn"])
     if instant is None:
-        day = datetime.fromisoformat(period.get("start") or view.task["authoredOn"])
-        return day.replace(tzinfo=view.site.zone)
+        day = values.first_day(period.get("start") or view.task["authoredOn"])
+        return datetime.combine(day, time(), view.site.zone)
     return instant.astimezone(view.site.zone)
 
 
