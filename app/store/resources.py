@@ -8,6 +8,8 @@ from typing import Any, Literal
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
+from sqlalchemy.ext.compiler import compiles
+from sqlalchemy.sql.functions import FunctionElement
 
 from app.errors import Conflict
 from app.store.database import insert
@@ -27,7 +29,7 @@ _LAST = 2**62
 _KEY_BYTES = 800
 """PostgreSQL indexes at most 2,704 bytes a row: longer keys are cut, when stored and when looked for."""
 
-Row = Mapping[str, Any]
+Columns = sa.sql.ColumnCollection[str, sa.Column[Any]]
 Kind = Literal["token", "reference", "date", "string"]
 TABLES: Mapping[Kind, sa.Table] = {
     "token": index_token,
@@ -127,6 +129,7 @@ class Present:
     kind: Kind
 
 
+Indexed = Token | Target | Date | Text | Present
 Condition = Ids | Owner | Token | Target | Date | Text | Present
 
 
@@ -222,6 +225,9 @@ def replace(connection: Connection, new: Stored, index: Index, *, cause: str, na
     """Store the next version of a row that is locked; a natural key of None leaves the one it has."""
     values = _columns(new, index)
     if natural_key is not None:
+        holder = by_natural_key(connection, natural_key)
+        if holder and (holder.resource_type, holder.resource_id) != (new.resource_type, new.resource_id):
+            raise Conflict("another resource bears this natural key")
         values["natural_key"] = natural_key
     connection.execute(resource.update().where(*_is(resource, new)).values(values))
     for table in INDEX_TABLES:
@@ -274,7 +280,8 @@ def cut(text: str) -> str:
 def search(connection: Connection, query: Query, *, limit: int, after: tuple[int, str] | None = None) -> list[Hit]:
     """At most `limit` resources in order, beginning after the key and id of the last one of the page before."""
     key = _key(query.order)
-    ordered = (key.desc(), resource.c.resource_id.desc()) if query.order.descending else (key, resource.c.resource_id)
+    by = _Unindexed(key) if _is_led(query) else key
+    ordered = (by.desc(), resource.c.resource_id.desc()) if query.order.descending else (by, resource.c.resource_id)
     statement = sa.select(*_COLUMNS, key.label("page_key")).where(*_found(query)).order_by(*ordered).limit(limit)
     if after is not None:
         place, mark = sa.tuple_(key, resource.c.resource_id), sa.tuple_(sa.literal(after[0]), sa.literal(after[1]))
@@ -364,47 +371,90 @@ def _condition(condition: Condition, resource_type: str) -> sa.ColumnElement[boo
             return _indexed(condition, resource_type)
 
 
-def _indexed(condition: Token | Target | Text | Date | Present, resource_type: str) -> sa.ColumnElement[bool]:
-    table, wanted, selective = _wanted(condition)
+def _indexed(condition: Indexed, resource_type: str) -> sa.ColumnElement[bool]:
+    table = TABLES[_kind(condition)]
     rows = sa.select(table.c.resource_id).where(
-        table.c.resource_type == resource_type, table.c.param == condition.param
+        table.c.resource_type == resource_type, table.c.param == condition.param, *_wanted(condition, table.c)
     )
-    if selective:
-        # An identifier or a reference names few resources: they lead, whatever the planner believes.
-        return resource.c.resource_id.in_(rows.where(*wanted))
-    # Anything else is asked of each resource in page order, so that a full page ends the search early.
-    by_owner = next(index.name for index in table.indexes)
-    rows = rows.where(table.c.resource_id == resource.c.resource_id, *wanted)
-    return rows.with_hint(table, f"INDEXED BY {by_owner}", "sqlite").correlate(resource).exists()
+    if _leads(condition):
+        return resource.c.resource_id.in_(rows)
+    # Asked of each resource in page order by the owner's index, so that a full page ends the search early.
+    return rows.where(table.c.resource_id == resource.c.resource_id).correlate(resource).exists()
 
 
-Wanted = tuple[sa.Table, tuple[sa.ColumnElement[bool], ...], bool]
+class _Unindexed(FunctionElement[Any]):
+    """A column that SQLite shall not choose an index by: without statistics it guesses badly."""
+
+    name = "unindexed"
+    inherit_cache = True
+
+    def __init__(self, column: sa.ColumnElement[Any]) -> None:
+        """The value is the column's own."""
+        super().__init__(column)
+        self.type = column.type
 
 
-def _wanted(condition: Token | Target | Text | Date | Present) -> Wanted:
-    """The index table, what its row must say, and whether few rows will say it."""
+@compiles(_Unindexed)
+def _plain(element: _Unindexed, compiler: Any, **how: Any) -> str:
+    return compiler.process(element.clauses, **how)
+
+
+@compiles(_Unindexed, "sqlite")
+def _pinned(element: _Unindexed, compiler: Any, **how: Any) -> str:
+    return f"+{compiler.process(element.clauses, **how)}"
+
+
+def _leads(condition: Condition) -> bool:
+    """Whether few resources meet the condition, so that a search had better begin with them."""
     match condition:
-        case Token(param, system, value):
-            column = index_token.c
-            found = (
-                *(() if value is None else (column.value == cut(value),)),
-                *(() if system is None else (column.system == cut(system),)),
-            )
-            return index_token, found, value is not None and param in SELECTIVE
-        case Target(_, target_type, target_id):
-            column = index_reference.c
-            found = (column.target_id == cut(target_id),)
-            return (
-                index_reference,
-                (*found, *(() if target_type is None else (column.target_type == target_type,))),
-                True,
-            )
-        case Date(_, prefix, lo, hi):
-            return index_date, (_compared(index_date.c.lo, index_date.c.hi, prefix, (lo, hi)),), False
-        case Text(_, mode, value):
-            return index_string, (_spelled(mode, cut(value)),), mode != "contains"
+        case Ids() | Owner() | Target():
+            return True
+        case Token(param, _, value):
+            return value is not None and param in SELECTIVE
+        case Text(_, mode, _):
+            return mode != "contains"
+        case Date() | Present():
+            return False
+
+
+def _is_led(query: Query) -> bool:
+    """Whether some condition leads, whichever of the allowances holds."""
+    return any(map(_clause_leads, query.clauses)) or all(any(map(_clause_leads, clauses)) for clauses in query.allowed)
+
+
+def _clause_leads(clause: Clause) -> bool:
+    return not clause.negated and all(map(_leads, clause.any_of))
+
+
+def _kind(condition: Indexed) -> Kind:
+    match condition:
+        case Token():
+            return "token"
+        case Target():
+            return "reference"
+        case Date():
+            return "date"
+        case Text():
+            return "string"
         case Present(_, kind):
-            return TABLES[kind], (), False
+            return kind
+
+
+def _wanted(condition: Indexed, column: Columns) -> list[sa.ColumnElement[bool]]:
+    """What the condition's row in its index table must say."""
+    match condition:
+        case Token(_, system, value):
+            said = {"value": value, "system": system}
+            return [column[name] == cut(text) for name, text in said.items() if text is not None]
+        case Target(_, target_type, target_id):
+            kind = [] if target_type is None else [column["target_type"] == target_type]
+            return [column["target_id"] == cut(target_id), *kind]
+        case Date(_, prefix, lo, hi):
+            return [_compared(column["lo"], column["hi"], prefix, (lo, hi))]
+        case Text(_, mode, value):
+            return [_spelled(column, mode, cut(value))]
+        case Present():
+            return []
 
 
 SELECTIVE = frozenset(
@@ -413,15 +463,14 @@ SELECTIVE = frozenset(
 """Tokens that few resources share."""
 
 
-def _spelled(mode: str, value: str) -> sa.ColumnElement[bool]:
-    column = index_string.c
+def _spelled(column: Columns, mode: str, value: str) -> sa.ColumnElement[bool]:
     match mode:
         case "exact":
-            return column.exact == value
+            return column["exact"] == value
         case "contains":
-            return column.folded.contains(value, autoescape=True)
+            return column["folded"].contains(value, autoescape=True)
         case _:
-            return column.folded.startswith(value, autoescape=True)
+            return column["folded"].startswith(value, autoescape=True)
 
 
 def _compared(

@@ -48,7 +48,7 @@ class ResourceVersion(SQLModel, table=True):
 class IndexToken(SQLModel, table=True):
     """One token value of one search parameter (system is empty when the value has none)."""
 
-    __table_args__ = (sa.Index("ix_token_owner", "resource_type", "resource_id"),)
+    __table_args__ = (sa.Index("ix_token_owner", "resource_type", "resource_id", "param", "value", "system"),)
 
     resource_type: str = Field(primary_key=True)
     param: str = Field(primary_key=True)
@@ -60,7 +60,9 @@ class IndexToken(SQLModel, table=True):
 class IndexReference(SQLModel, table=True):
     """One reference; a foreign absolute address has an empty target_type and stands whole in target_id."""
 
-    __table_args__ = (sa.Index("ix_reference_owner", "resource_type", "resource_id"),)
+    __table_args__ = (
+        sa.Index("ix_reference_owner", "resource_type", "resource_id", "param", "target_id", "target_type"),
+    )
 
     resource_type: str = Field(primary_key=True)
     param: str = Field(primary_key=True)
@@ -72,7 +74,7 @@ class IndexReference(SQLModel, table=True):
 class IndexDate(SQLModel, table=True):
     """The interval [lo, hi) that a date, dateTime, instant or Period covers; open ends are the extremes."""
 
-    __table_args__ = (sa.Index("ix_date_owner", "resource_type", "resource_id"),)
+    __table_args__ = (sa.Index("ix_date_owner", "resource_type", "resource_id", "param", "lo", "hi"),)
 
     resource_type: str = Field(primary_key=True)
     param: str = Field(primary_key=True)
@@ -84,7 +86,7 @@ class IndexDate(SQLModel, table=True):
 class IndexString(SQLModel, table=True):
     """One text, folded for case and accent; `exact` keeps it as written."""
 
-    __table_args__ = (sa.Index("ix_string_owner", "resource_type", "resource_id"),)
+    __table_args__ = (sa.Index("ix_string_owner", "resource_type", "resource_id", "param", "folded", "exact"),)
 
     resource_type: str = Field(primary_key=True)
     param: str = Field(primary_key=True)

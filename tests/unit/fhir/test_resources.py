@@ -196,6 +196,11 @@ def test_a_natural_key_finds_its_resource_and_stays_when_the_next_version_does_n
         assert found is not None
         assert (found["id"], found["status"]) == ("s1", "cancelled")
         assert resources.by_natural_key(connection, "another") is None
+    with pytest.raises(errors.Conflict):
+        put(store, {**STUDY, "id": "s2"}, "study 1.2.3")
+    put(store, {**STUDY, "id": "s2"})
+    with pytest.raises(errors.Conflict):
+        put(store, {**STUDY, "id": "s2", "description": "x"}, "study 1.2.3")
 
 
 def test_the_facts_of_a_study_are_its_patient_its_uid_and_its_tokens(store: Store) -> None:

@@ -174,7 +174,7 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("resource_type", "param", "lo", "hi", "resource_id"),
     )
     with op.batch_alter_table("indexdate", schema=None) as batch_op:
-        batch_op.create_index("ix_date_owner", ["resource_type", "resource_id"], unique=False)
+        batch_op.create_index("ix_date_owner", ["resource_type", "resource_id", "param", "lo", "hi"], unique=False)
 
     op.create_table(
         "indexreference",
@@ -186,7 +186,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("resource_type", "param", "target_id", "target_type", "resource_id"),
     )
     with op.batch_alter_table("indexreference", schema=None) as batch_op:
-        batch_op.create_index("ix_reference_owner", ["resource_type", "resource_id"], unique=False)
+        batch_op.create_index(
+            "ix_reference_owner", ["resource_type", "resource_id", "param", "target_id", "target_type"], unique=False
+        )
 
     op.create_table(
         "indexstring",
@@ -198,7 +200,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("resource_type", "param", "folded", "exact", "resource_id"),
     )
     with op.batch_alter_table("indexstring", schema=None) as batch_op:
-        batch_op.create_index("ix_string_owner", ["resource_type", "resource_id"], unique=False)
+        batch_op.create_index(
+            "ix_string_owner", ["resource_type", "resource_id", "param", "folded", "exact"], unique=False
+        )
 
     op.create_table(
         "indextoken",
@@ -210,7 +214,9 @@ def upgrade() -> None:
         sa.PrimaryKeyConstraint("resource_type", "param", "value", "system", "resource_id"),
     )
     with op.batch_alter_table("indextoken", schema=None) as batch_op:
-        batch_op.create_index("ix_token_owner", ["resource_type", "resource_id"], unique=False)
+        batch_op.create_index(
+            "ix_token_owner", ["resource_type", "resource_id", "param", "value", "system"], unique=False
+        )
 
     op.create_table(
         "instance",
