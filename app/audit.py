@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any, Literal
-
-from app.access import Access
+from typing import Any, Literal, Protocol
 
 Outcome = Literal["allowed", "denied", "failed"]
 Door = Literal["fhir", "dicomweb", "smart", "viewer", "dicom", "workflow"]
@@ -28,8 +26,25 @@ class Record:
     detail: dict[str, Any] = field(default_factory=dict[str, Any])
 
 
-def of(access: Access, record: Record) -> Record:
+class Caller(Protocol):
+    """Whose act it was, as every grant knows it."""
+
+    @property
+    def client_id(self) -> str:
+        """The app."""
+        ...
+
+    @property
+    def grant_id(self) -> str | None:
+        """The grant behind the credential."""
+        ...
+
+    @property
+    def fhir_user(self) -> str | None:
+        """The person, as a FHIR reference."""
+        ...
+
+
+def of(caller: Caller, record: Record) -> Record:
     """The record with its caller filled in."""
-    return replace(
-        record, client_id=access.client_id, grant_id=access.grant_id, fhir_user=access.fhir_user
-    )
+    return replace(record, client_id=caller.client_id, grant_id=caller.grant_id, fhir_user=caller.fhir_user)
