@@ -170,9 +170,11 @@ class Group:
     members: tuple[Measurement, ...]
 
 
-def groups(observations: Sequence[Json]) -> list[Group]:
-    """The measurement groups in their order; values outside any group come last, in one of their own."""
-    held = {f"Observation/{one['id']}": one for one in observations if one.get("status") != "entered-in-error"}
+def groups(observations: Sequence[Json], results: Sequence[str] = ()) -> list[Group]:
+    """The measurement groups, those of the report's results first; values outside any group come last, in their own."""
+    place = {reference: number for number, reference in enumerate(results)}
+    ordered = sorted(observations, key=lambda one: place.get(f"Observation/{one['id']}", len(place)))
+    held = {f"Observation/{one['id']}": one for one in ordered if one.get("status") != "entered-in-error"}
     found: list[Group] = []
     inside: set[str] = set()
     for reference, one in held.items():
@@ -257,6 +259,11 @@ class Chart:
         return None
 
     @property
+    def results(self) -> list[str]:
+        """The references of the report's results, in the report's order."""
+        return [one.get("reference", "") for one in (self.report or {}).get("result", [])]
+
+    @property
     def is_signed(self) -> bool:
         """Whether the report is final in some form."""
         return self.report is not None and self.report["status"] in SIGNED
@@ -311,6 +318,11 @@ def charts(entries: Iterable[Json]) -> list[Chart]:
     for resource in entries:
         held.setdefault(resource["resourceType"], {})[resource["id"]] = resource
     return [_chart(order, held) for order in held.get("ServiceRequest", {}).values()]
+
+
+def imaging(entries: Iterable[Json]) -> list[Chart]:
+    """The charts of the imaging orders: what the server took for one has an accession number."""
+    return [one for one in charts(entries) if one.accession]
 
 
 def _chart(order: Json, held: Mapping[str, Mapping[str, Json]]) -> Chart:

@@ -337,7 +337,7 @@ def _desk_routes(router: APIRouter, ehr: Ehr) -> None:
 
     @router.get("/static/{name}")
     def static(name: str) -> Response:
-        if name not in {"ehr.css", "ehr.js"}:
+        if name not in {"ehr.css", "ehr.js", "ehr.svg"}:
             raise Refusal(404, "There is no such file.")
         headers = {"Cache-Control": "no-cache", "X-Content-Type-Options": "nosniff"}
         return FileResponse(HERE / "static" / name, headers=headers)
@@ -345,10 +345,10 @@ def _desk_routes(router: APIRouter, ehr: Ehr) -> None:
 
 def _desk(ehr: Ehr, visit: Visit, errors: Sequence[str] = ()) -> Response:
     text = visit.request.query_params.get("q", "").strip()[:100]
-    recent = [("category", "http://snomed.info/sct|363679005"), ("_sort", "-authored"), ("_count", "8"), *PARTS]
+    recent = [("_sort", "-authored"), ("_count", "8"), *PARTS]
     with _server(ehr) as client:
         people = [_person(ehr, one) for one in _patients(client, text)]
-        orders = [] if text else chart.charts(_find(client, "ServiceRequest", recent))
+        orders = [] if text else chart.imaging(_find(client, "ServiceRequest", recent))
     rows = [(one, _person(ehr, one.patient)) for one in orders if one.patient]
     values: Json = {"text": text, "people": sorted(people, key=lambda one: one.name), "orders": rows, "errors": errors}
     status = 422 if errors else 200
@@ -413,7 +413,7 @@ def _patient_page(ehr: Ehr, visit: Visit, patient_id: str, errors: Sequence[str]
     with _server(ehr) as client:
         patient = _patient(client, patient_id)
         criteria = [("patient", f"Patient/{patient_id}"), ("_sort", "-authored"), *PARTS]
-        orders = chart.charts(_find(client, "ServiceRequest", criteria))
+        orders = chart.imaging(_find(client, "ServiceRequest", criteria))
     soon = _today(ehr) + timedelta(minutes=15)
     blank = {"when": soon.strftime("%Y-%m-%dT%H:%M"), "priority": "routine", "order": str(uuid.uuid4())}
     times = {one.order["id"]: chart.moment(one.order.get("occurrenceDateTime"), ehr.zone) for one in orders}
@@ -504,7 +504,7 @@ def _in_words(ehr: Ehr, found: Chart) -> Json:
         "person": _person(ehr, found.patient),
         "when": chart.moment(found.order.get("occurrenceDateTime"), ehr.zone),
         "studies": [list(chart.study_facts(one, ehr.zone)) for one in found.studies],
-        "groups": chart.groups(found.observations),
+        "groups": chart.groups(found.observations, found.results),
         "issued": chart.moment((found.report or {}).get("issued"), ehr.zone),
         "signers": chart.signers(found),
         "has_pdf": chart.document(found.report) is not None,

@@ -60,6 +60,13 @@ def test_a_search_with_what_belongs_to_it_becomes_one_chart_per_order() -> None:
     assert first.observations == ()
 
 
+def test_only_a_request_with_an_accession_number_is_an_imaging_order() -> None:
+    number = {"type": {"coding": [{"code": "ACSN"}]}, "value": "IC1"}
+    numbered = ORDER | {"id": "o2", "identifier": [{"value": "urn:oid:1"}, number]}
+
+    assert [one.accession for one in chart.imaging([ORDER, numbered])] == ["IC1"]
+
+
 def test_two_studies_with_images_leave_open_which_is_meant() -> None:
     assert Chart(ORDER, {}, studies=(STUDY,)).can_open
     assert not Chart(ORDER, {}, studies=(STUDY, STUDY | {"id": "i2"})).can_open
@@ -145,13 +152,26 @@ def test_measurements_stand_in_their_groups_with_value_unit_and_doubt() -> None:
     ]
 
 
+def test_groups_stand_in_the_order_of_the_reports_results() -> None:
+    groups = [observation(name, hasMember=[]) for name in ("a", "b", "c")]
+
+    shown = chart.groups(groups, ["Observation/c", "Observation/b"])
+
+    assert [one.name for one in shown] == ["c", "b", "a"]
+
+
 def test_a_draft_is_signed_with_everything_it_held() -> None:
     draft = DRAFT | {"result": [{"reference": "Observation/1"}], "identifier": [{"value": "kept"}]}
     interpreter = {"reference": "Practitioner/7", "display": "R"}
 
     report = chart.signed(Chart(ORDER, {}, reports=(draft,)), "Normal.", interpreter)
 
-    final = {"status": "final", "conclusion": "Normal.", "resultsInterpreter": [interpreter], "performer": [interpreter]}
+    final = {
+        "status": "final",
+        "conclusion": "Normal.",
+        "resultsInterpreter": [interpreter],
+        "performer": [interpreter],
+    }
     assert report == draft | final
 
 
