@@ -22,6 +22,7 @@ from app.main import logs, processes
 from app.main import role as roles
 from app.main.probes import readiness
 from app.main.signals import stopped_by_signal
+from app.main.supervisor import Supervisor
 from app.settings import Settings
 from app.smart import clients, users
 from app.store import keys, schema, sync
@@ -65,7 +66,7 @@ def serve(role: Role = "all") -> None:
     if role != "all":
         roles.run(role, settings)
         return
-    supervisor = processes.Supervisor()
+    supervisor = Supervisor()
     stop = stopped_by_signal()
     try:
         processes.start_all(settings, supervisor)

@@ -80,7 +80,9 @@ def stop(process: subprocess.Popen[bytes], seconds: float = 10.0) -> None:
             process.wait(seconds)
 
 
-def answers(process: subprocess.Popen[bytes], log: Path, probe: Callable[[], bool], what: str) -> None:
+def answers(
+    process: subprocess.Popen[bytes], log: Path, probe: Callable[[], bool], what: str, seconds: float = 60.0
+) -> None:
     """Wait until `probe` is true; a program that ended meanwhile fails at once with the tail of its log."""
 
     def ready() -> bool:
@@ -89,4 +91,4 @@ def answers(process: subprocess.Popen[bytes], log: Path, probe: Callable[[], boo
             raise AssertionError(f"{what} ended with {process.returncode}:\n{tail}")
         return probe()
 
-    wait_until(ready, f"{what} to answer")
+    wait_until(ready, f"{what} to answer", seconds)

@@ -10,8 +10,8 @@ from app.demo import story
 from app.demo.story import Places, Step
 from app.dicom.modality import Peer
 from app.main import demo_ehr, processes
-from app.main.processes import Supervisor
 from app.main.signals import stopped_by_signal
+from app.main.supervisor import Supervisor
 from app.settings import Settings
 from app.store import schema
 from app.store.database import Store

@@ -113,7 +113,15 @@ def mount(app: FastAPI, store: Store, settings: Settings) -> None:
             return [dict(row) for row in timeline.of_order(connection, order_id)]
 
     base = f"http://{settings.host}:{settings.port}"
-    demo = ehr.Ehr(base=base, token=Tokens(store), users=people, procedures=procedures(), timeline=events)
+    demo = ehr.Ehr(
+        base=base,
+        token=Tokens(store),
+        users=people,
+        procedures=procedures(),
+        timeline=events,
+        mrn_system=settings.default_authority("mrn").fhir_system,
+        zone=settings.zone,
+    )
     app.include_router(ehr.routes(demo), prefix="/ehr")
 
 

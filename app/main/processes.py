@@ -1,32 +1,22 @@
-"""Supervision of one installation on one machine: our own Orthanc and a process for each role.
-
-A process that ends is started again, ever more slowly; all of them end with the supervisor, kill -9 included.
-"""
+"""One installation on one machine: our own Orthanc, the ports, and the order in which everything starts."""
 
 from __future__ import annotations
 
-import ctypes
 import json
-import os
 import secrets
 import shutil
-import signal
 import socket
-import subprocess
-import sys
-import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import httpx
-import structlog
+from pydantic import SecretStr
 
 from app.errors import ConfigurationError
+from app.main import supervisor as supervision
+from app.main.supervisor import Child, Supervisor
 from app.settings import Settings
-
-log = structlog.get_logger(__name__)
 
 ORTHANC_USER = "isocenter"
 PLUGIN = "libOrthancDicomWeb.so"
@@ -35,113 +25,15 @@ PLUGIN_FOLDERS = (
     Path("/usr/lib/orthanc/plugins"),
     Path("/usr/local/share/orthanc/plugins"),
 )
-PR_SET_PDEATHSIG = 1
-STOP_SECONDS = 12
 PORT_SECONDS = 15
 START_SECONDS = 60
-FIRST_PAUSE, LONGEST_PAUSE = 0.5, 15.0
-
-
-@dataclass(slots=True)
-class Child:
-    """One supervised program and how often it has failed in a row."""
-
-    name: str
-    command: Sequence[str]
-    environment: Mapping[str, str]
-    output: Path | None = None
-    process: subprocess.Popen[bytes] | None = None
-    failures: int = 0
-    started: float = 0.0
-    next_start: float = 0.0
-
-    def start(self) -> None:
-        """Start the program in its own session; it dies with us."""
-        sink = self.output.open("ab") if self.output else None
-        try:
-            self.process = subprocess.Popen(  # noqa: S603 - our own program or Orthanc
-                self.command,
-                env={**os.environ, **self.environment},
-                stdin=subprocess.DEVNULL,
-                stdout=sink,
-                stderr=subprocess.STDOUT if sink else None,
-                start_new_session=True,
-                preexec_fn=_die_with_parent if sys.platform == "linux" else None,
-            )
-        finally:
-            if sink is not None:
-                sink.close()
-        self.started = time.monotonic()
-
-
-def _die_with_parent() -> None:
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGTERM)
-
-
-@dataclass(slots=True)
-class Supervisor:
-    """The children of one installation."""
-
-    children: list[Child] = field(default_factory=list[Child])
-
-    def run(self, stop: threading.Event) -> None:
-        """Keep every child running until `stop` is set, then end them in reverse order."""
-        try:
-            while not stop.wait(0.2):
-                self.look()
-        finally:
-            self.end()
-
-    def add(self, child: Child) -> None:
-        """Start a child and keep it."""
-        child.start()
-        self.children.append(child)
-
-    def look(self) -> None:
-        """Start again what has ended."""
-        moment = time.monotonic()
-        for child in self.children:
-            if child.process is None or child.process.poll() is None:
-                continue
-            if child.next_start == 0.0:
-                child.failures = 0 if moment - child.started > LONGEST_PAUSE * 2 else child.failures + 1
-                pause = min(FIRST_PAUSE * 2 ** max(child.failures - 1, 0), LONGEST_PAUSE)
-                child.next_start = moment + pause
-                log.warning("process ended", name=child.name, status=child.process.returncode, restart_in=pause)
-            elif moment >= child.next_start:
-                child.next_start = 0.0
-                child.start()
-
-    def end(self) -> None:
-        """Ask every child to end, wait, insist."""
-        for child in reversed(self.children):
-            _end(child)
-        self.children.clear()
-
-
-def _end(child: Child) -> None:
-    process = child.process
-    if process is None or process.poll() is not None:
-        return
-    process.terminate()
-    try:
-        process.wait(STOP_SECONDS)
-    except subprocess.TimeoutExpired:
-        process.kill()
-        process.wait()
-
-
-def role(name: str, environment: Mapping[str, str], logs: Path | None) -> Child:
-    """A process of one role of this server; it logs to stderr, or into a folder."""
-    output = logs / f"{name}.log" if logs else None
-    return Child(name, [sys.executable, "-m", "app.main.role", name], environment, output)
 
 
 # --- the managed Orthanc ---------------------------------------------------------------------------------------
 
 
-def orthanc(settings: Settings) -> tuple[Child, Mapping[str, str]]:
-    """Our own Orthanc, and the settings by which the other processes reach it."""
+def orthanc(settings: Settings) -> tuple[Child, Settings]:
+    """Our own Orthanc, and the settings with which the roles reach it."""
     binary = shutil.which("Orthanc") or shutil.which("Orthanc", path="/usr/sbin:/usr/local/sbin")
     plugin = next((folder / PLUGIN for folder in PLUGIN_FOLDERS if (folder / PLUGIN).exists()), None)
     if binary is None or plugin is None:
@@ -154,12 +46,13 @@ def orthanc(settings: Settings) -> tuple[Child, Mapping[str, str]]:
     configuration = folder / "orthanc.json"
     configuration.touch(mode=0o600)
     configuration.write_text(json.dumps(orthanc_configuration(settings, folder, plugin, password), indent=2))
-    reach = {
-        "ISOCENTER_ORTHANC_URL": f"http://127.0.0.1:{settings.orthanc_http_port}",
-        "ISOCENTER_ORTHANC_USERNAME": ORTHANC_USER,
-        "ISOCENTER_ORTHANC_PASSWORD": password,
+    reached = {
+        "orthanc_url": f"http://127.0.0.1:{settings.orthanc_http_port}",
+        "orthanc_username": ORTHANC_USER,
+        "orthanc_password": SecretStr(password),
     }
-    return Child("orthanc", [binary, str(configuration)], {}, folder / "orthanc.log"), reach
+    child = supervision.program("orthanc", [binary, str(configuration)], folder / "orthanc.log")
+    return child, settings.model_copy(update=reached)
 
 
 def reach(settings: Settings) -> tuple[str, str, str]:
@@ -266,7 +159,7 @@ def wait_for(what: str, address: str, child: Child, auth: tuple[str, str] | None
 def _wait(what: str, ready: Callable[[], bool], child: Child) -> None:
     deadline = time.monotonic() + START_SECONDS
     while time.monotonic() < deadline:
-        if child.process is not None and child.process.poll() is not None:
+        if child.ended:
             hint = f": see {child.output}" if child.output else ""
             raise ConfigurationError(f"{what} ended while starting{hint}")
         if ready():
@@ -275,19 +168,14 @@ def _wait(what: str, ready: Callable[[], bool], child: Child) -> None:
     raise ConfigurationError(f"{what} did not answer within {START_SECONDS} s")
 
 
-def start_all(settings: Settings, supervisor: Supervisor, *, logs: Path | None = None) -> Mapping[str, str]:
-    """Start everything of role `all` in order and return the environment the processes got."""
+def start_all(settings: Settings, supervisor: Supervisor, *, logs: Path | None = None) -> None:
+    """Start everything of role `all` and wait until it answers; each role logs to stderr or into the folder."""
     require_free(ports(settings))
-    reach: dict[str, str] = {}
     if not settings.orthanc_url:
-        child, found = orthanc(settings)
+        child, settings = orthanc(settings)
         supervisor.add(child)
-        reach = dict(found)
-        auth = (ORTHANC_USER, reach["ISOCENTER_ORTHANC_PASSWORD"])
-        wait_for("Orthanc", f"{reach['ISOCENTER_ORTHANC_URL']}/system", child, auth)
-    for name in ("api", "edge", "worker"):
-        supervisor.add(role(name, reach, logs))
-    api, edge, _ = supervisor.children[-3:]
+        auth = (settings.orthanc_username, settings.orthanc_password.get_secret_value())
+        wait_for("Orthanc", f"{settings.orthanc_url}/system", child, auth)
+    api, edge, _ = [supervisor.add(child) for child in supervision.roles(settings, logs)]
     wait_for("the HTTP server", f"http://{settings.host}:{settings.port}/health", api)
     wait_for_port("the DICOM service", (settings.dicom_host, settings.dicom_port), edge)
-    return reach
