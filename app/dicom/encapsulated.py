@@ -46,7 +46,8 @@ def document(header: Dataset, description: Description, pdf: bytes) -> Dataset:
     made.SpecificCharacterSet = "ISO_IR 192"
     for keyword in STUDY_KEYWORDS:
         if keyword in header:
-            setattr(made, keyword, header[keyword].value)
+            # The element as it was read: what the images say wrongly is not ours to refuse.
+            made.add(header[keyword])
     for keyword in TYPE_2:
         if keyword not in made:
             setattr(made, keyword, "")

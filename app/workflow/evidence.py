@@ -88,13 +88,13 @@ def publish(site: Site, connection: Connection, found: Found) -> None:
         return
     problems = tuple(map(str, found.said.problems))
     _remember(connection, (sop_uid, study_row), "read", tuple(found.said.predecessors), problems)
-    replaced = _replaced(connection, study_row)
+    living, replaced = _standing(connection, study_row)
     earlier = _observations(connection, study_row)
     made = observation.observations(found.said, _context(site, connection, found, study, earlier))
     for resource in made:
         write = _put_replaced if sop_uid in replaced else _put
         write(connection, resource, earlier, cause)
-    _withdraw(connection, replaced, made, earlier, cause)
+    _withdraw(connection, living, made, earlier, cause)
     if before is None and made:
         detail = {"observations": len(made), "sop_uid": sop_uid}
         timeline.add(connection, Happening("evidence-read", cause, study_row.order_id, study_row.study_uid, detail))
@@ -129,10 +129,12 @@ def _remember(
     evidence.remember(connection, row)
 
 
-def _replaced(connection: Connection, study_row: Known) -> frozenset[str]:
-    """The reports that a later one of the study replaces, whichever was read first."""
-    readings = evidence.of_study(connection, study_row.orthanc_id).values()
-    return frozenset(sop_uid for reading in readings for sop_uid in reading.predecessors if sop_uid != reading.sop_uid)
+def _standing(connection: Connection, study_row: Known) -> tuple[frozenset[str], frozenset[str]]:
+    """The reports of a study that stand, and those that a later one replaces, whichever was read first."""
+    readings = evidence.of_study(connection, study_row.orthanc_id)
+    named = {(sop_uid, reading.sop_uid) for reading in readings.values() for sop_uid in reading.predecessors}
+    replaced = frozenset(sop_uid for sop_uid, successor in named if sop_uid != successor)
+    return frozenset(readings) - replaced, replaced
 
 
 def _observations(connection: Connection, study_row: Known) -> list[Json]:
@@ -145,13 +147,13 @@ def withdraw_missing(connection: Connection, study_row: Known, present: Iterable
     gone = readings.keys() - held
     if not gone:
         return
-    dead = gone | _replaced(connection, study_row)
-    _withdraw(connection, dead, [], _observations(connection, study_row), f"{len(gone)} structured reports are gone")
     for sop_uid in sorted(gone):
         evidence.forget(connection, sop_uid)
         for restored in held.intersection(readings[sop_uid].predecessors):
             once = f"{restored}|without {sop_uid}|{now()}"
             outbox.add(connection, Effect("evidence", f"study:{study_row.study_uid}", once, {"sop_uid": restored}))
+    living, _ = _standing(connection, study_row)
+    _withdraw(connection, living, [], _observations(connection, study_row), "structured report gone from the archive")
 
 
 def _image(at: Archive, sop_uid: str) -> Dataset | None:
@@ -250,12 +252,14 @@ def _says_the_same(before: Json, resource: Json) -> bool:
     return all(before.get(name) == resource.get(name) for name in what)
 
 
-def _withdraw(connection: Connection, dead: Collection[str], made: list[Json], earlier: list[Json], cause: str) -> None:
+def _withdraw(
+    connection: Connection, living: Collection[str], made: list[Json], earlier: list[Json], cause: str
+) -> None:
     """Withdraw what no living report says."""
     kept = {resource["id"] for resource in made}
     for resource in earlier:
         sources = _sources(resource)
-        if resource["id"] not in kept and sources and sources <= set(dead):
+        if resource["id"] not in kept and sources and sources.isdisjoint(living):
             resources.edit(connection, "Observation", resource["id"], {"status": "entered-in-error"}, cause=cause)
 
 

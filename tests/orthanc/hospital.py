@@ -27,6 +27,7 @@ from tests.orthanc import phantoms
 from tests.orthanc.conftest import Orthanc
 
 Json = dict[str, Any]
+RADIOLOGIST = Access("viewer", user_id="r", fhir_user="Practitioner/r", rights=frozenset({reports.SIGN}))
 CT_CHEST = {"coding": [{"system": "http://loinc.org", "code": "24627-2", "display": "CT Chest"}]}
 
 
