@@ -12,6 +12,8 @@ the radiologist (signature). Nothing here imports Isocenter: copy it and keep th
 2. Play the story against `isocenter serve` or `isocenter demo`:
 
     python examples/one_order.py --key ris.key.json --base http://localhost:8080
+
+With --token it only prints an access token (it lives five minutes), for curl or the conversations beside this file.
 """
 
 from __future__ import annotations
@@ -77,7 +79,10 @@ def main() -> int:
         print(json.dumps({"keys": [key.as_dict(private=False)]}, indent=2))
         return 0
     key = ECKey.import_key(json.loads(options.key.read_text()))
-    token = access_token(options.base, options.client, key)
+    token = access_token(options.base, options.client, key, options.scope)
+    if options.token:
+        print(token)
+        return 0
     with client(options.base, token) as ehr, client(options.base) as browser:
         play(ehr, browser, Peer.parse(options.worklist), Peer.parse(options.archive))
     return 0
@@ -89,6 +94,8 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--client", default="ris", help="the id given to `isocenter client add`")
     parser.add_argument("--key", type=Path, required=True, help="file of the client's private key")
     parser.add_argument("--make-key", action="store_true", help="make that file and print the public keys")
+    parser.add_argument("--token", action="store_true", help="only print an access token, for other programs")
+    parser.add_argument("--scope", default="system/*.cruds isocenter/launch isocenter/sign", help="what it is for")
     parser.add_argument("--worklist", default="ISOCENTER@127.0.0.1:11112", help="where scanners ask for their worklist")
     parser.add_argument("--archive", default="ORTHANC@127.0.0.1:14242", help="where scanners store")
     return parser.parse_args()
@@ -97,7 +104,7 @@ def _options() -> argparse.Namespace:
 # --- the client proves itself by its key: SMART Backend Services -------------------------------------------------
 
 
-def access_token(base: str, client_id: str, key: ECKey) -> str:
+def access_token(base: str, client_id: str, key: ECKey, scope: str) -> str:
     """A token for system scopes (client_credentials with private_key_jwt)."""
     with client(base) as web:
         token_url = told(web.get("/fhir/.well-known/smart-configuration"))["token_endpoint"]
@@ -110,7 +117,7 @@ def access_token(base: str, client_id: str, key: ECKey) -> str:
         }
         form = {
             "grant_type": "client_credentials",
-            "scope": "system/*.cruds isocenter/launch isocenter/sign",
+            "scope": scope,
             "client_assertion_type": "urn:ietf:params:oauth:client-assertion-type:jwt-bearer",
             "client_assertion": jwt.encode({"alg": "ES384", "kid": key.kid}, claims, key, algorithms=["ES384"]),
         }
