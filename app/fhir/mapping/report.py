@@ -134,7 +134,7 @@ def _measurements(observations: Sequence[Json]) -> Iterable[Json]:
         label = _label(group)
         for member in group["hasMember"]:
             resource = by_reference.get(member["reference"])
-            if resource is not None:
+            if resource is not None and resource["status"] != "entered-in-error":
                 name = worklist.concept_text(resource.get("code")) or ""
                 yield {"number": str(number), "label": label, "name": name, "value": shown_value(resource)}
 

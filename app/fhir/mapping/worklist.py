@@ -160,10 +160,10 @@ def _requester(view: View) -> str:
 
 def _start(view: View) -> datetime:
     period = view.task.get("restriction", {}).get("period", {})
-    instant = values.parse_instant(period.get("start")) or values.parse_instant(view.task["authoredOn"])
+    start = period.get("start") or view.task["authoredOn"]
+    instant = values.parse_instant(start)
     if instant is None:
-        day = values.first_day(period.get("start") or view.task["authoredOn"])
-        return datetime.combine(day, time(), view.site.zone)
+        return datetime.combine(values.first_day(start), time(), view.site.zone)
     return instant.astimezone(view.site.zone)
 
 
