@@ -129,25 +129,30 @@ def acquire(item: Dataset, worklist_peer: Peer, archive: Peer, scan: Scan | None
         series.common.ReferencedPerformedProcedureStepSequence = [
             _reference(uids.MODALITY_PERFORMED_PROCEDURE_STEP, mpps_uid)
         ]
-    images = list(phantom.images(str(step.Modality), scan.phantom, series))
+    made = list(phantom.images(str(step.Modality), scan.phantom, series))
     try:
-        store(archive, images)
+        store(archive, made)
     except errors.IsocenterError:
         if mpps_uid:
             _end(worklist_peer, mpps_uid, _ended(mpps.DISCONTINUED, series, [], archive))
         raise
     if mpps_uid:
-        _end(worklist_peer, mpps_uid, _ended(mpps.COMPLETED, series, images, archive))
-    sop_uids = tuple(str(image.SOPInstanceUID) for image in images)
+        _end(worklist_peer, mpps_uid, _ended(mpps.COMPLETED, series, made, archive))
+    sop_uids = tuple(str(image.SOPInstanceUID) for image in made)
     return Acquisition(str(item.StudyInstanceUID), str(series.series_uid), sop_uids, mpps_uid)
 
 
-def store(archive: Peer, images: Iterable[Dataset]) -> None:
+def images(item: Dataset, scan: Scan) -> list[Dataset]:
+    """The images alone, for another C-STORE client to send."""
+    return list(phantom.images(str(item.ScheduledProcedureStepSequence[0].Modality), scan.phantom, _series(item, scan)))
+
+
+def store(archive: Peer, datasets: Iterable[Dataset]) -> None:
     """C-STORE over one association; the first refusal ends it."""
-    datasets = list(images)
-    classes = {UID(image.SOPClassUID) for image in datasets}
+    sent = list(datasets)
+    classes = {UID(image.SOPClassUID) for image in sent}
     with _association(archive, sorted(classes)) as association:
-        for image in datasets:
+        for image in sent:
             status = association.send_c_store(image)
             # Bxxx are warnings: it is stored, with coercion or elements dropped (PS3.4 B.2.3).
             if status.get("Status") != SUCCESS and status.get("Status", 0) & 0xF000 != 0xB000:

@@ -35,7 +35,7 @@ class Installation:
     @property
     def settings(self) -> Settings:
         names = {name.removeprefix("ISOCENTER_").lower(): value for name, value in self.environment.items()}
-        return Settings(**names)  # type: ignore[arg-type]
+        return Settings(**{name: value for name, value in names.items() if name != "config"})  # type: ignore[arg-type]
 
     @property
     def base(self) -> str:
