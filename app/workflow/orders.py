@@ -96,7 +96,7 @@ def move_steps(connection: Connection, order_id: str, kind: str, cause: str, *, 
         resources.edit(connection, "Task", step["id"], changes, cause=cause)
         moved += 1
     if moved:
-        timeline.add(connection, Happening(kind, cause, order_id=order_id))
+        timeline.add(connection, Happening(move.told, cause, order_id=order_id))
     return moved
 
 

@@ -22,21 +22,22 @@ DEAD_REPORTS = frozenset({"cancelled", "entered-in-error"})
 
 @dataclass(frozen=True, slots=True)
 class Move:
-    """From which Task statuses an event leads where; `business` is the worklist's word for it."""
+    """From which Task statuses an event leads where; `business` is the worklist's word, `told` the timeline's."""
 
     sources: frozenset[str]
     status: str
     business: str
+    told: str
 
 
 STEP_MOVES: Mapping[str, Move] = {
-    "order-held": Move(frozenset({"requested", "accepted", "ready"}), "on-hold", "SCHEDULED"),
-    "order-released": Move(frozenset({"on-hold"}), "accepted", "SCHEDULED"),
-    "order-cancelled": Move(WAITING, "cancelled", "CANCELED"),
-    "step-started": Move(WAITING, "in-progress", "STARTED"),
-    "step-completed": Move(WAITING | {"in-progress"}, "completed", "COMPLETED"),
-    "step-discontinued": Move(WAITING | {"in-progress"}, "failed", "DISCONTINUED"),
-    "images-available": Move(WAITING, "in-progress", "STARTED"),
-    "images-complete": Move(WAITING | {"in-progress"}, "completed", "COMPLETED"),
-    "report-final": Move(WAITING | {"in-progress"}, "completed", "COMPLETED"),
+    "order-held": Move(frozenset({"requested", "accepted", "ready"}), "on-hold", "SCHEDULED", "order-held"),
+    "order-released": Move(frozenset({"on-hold"}), "accepted", "SCHEDULED", "order-released"),
+    "order-cancelled": Move(WAITING, "cancelled", "CANCELED", "order-cancelled"),
+    "step-started": Move(WAITING, "in-progress", "STARTED", "step-started"),
+    "step-completed": Move(WAITING | {"in-progress"}, "completed", "COMPLETED", "step-completed"),
+    "step-discontinued": Move(WAITING | {"in-progress"}, "failed", "DISCONTINUED", "step-discontinued"),
+    "images-available": Move(WAITING, "in-progress", "STARTED", "step-started"),
+    "images-complete": Move(WAITING | {"in-progress"}, "completed", "COMPLETED", "step-completed"),
+    "report-final": Move(WAITING | {"in-progress"}, "completed", "COMPLETED", "step-completed"),
 }
