@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import sys
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
+from importlib.metadata import version
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +32,12 @@ from app.store.database import Store
 from app.workflow import arrivals, site
 from app.workflow.arrivals import Archive
 
-app = typer.Typer(no_args_is_help=True, add_completion=False, help="A FHIR-native imaging server facade for Orthanc.")
+app = typer.Typer(
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    help="A FHIR-native imaging server facade for Orthanc.",
+)
 client_commands = typer.Typer(no_args_is_help=True, help="SMART apps.")
 user_commands = typer.Typer(no_args_is_help=True, help="Local users of small sites.")
 sync_commands = typer.Typer(no_args_is_help=True, help="The archive and what is published of it.")
@@ -51,6 +58,19 @@ def main() -> None:
     logs.guarded(app)
 
 
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"isocenter {version('isocenter')}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    _: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version.")] = False,
+) -> None:
+    """Options before any command."""
+
+
 @app.command()
 def demo(data_dir: Annotated[Path | None, typer.Option()] = None, once: bool = False) -> None:
     """Everything on this machine: one order is played through its life, then it keeps serving (--once: stops)."""
@@ -63,6 +83,7 @@ def demo(data_dir: Annotated[Path | None, typer.Option()] = None, once: bool = F
 def serve(role: Role = "all") -> None:
     """Run the server, or one role of it."""
     settings = Settings()
+    _open(settings).close()
     if role != "all":
         roles.run(role, settings)
         return
@@ -155,7 +176,7 @@ def client_add(  # noqa: PLR0917 - one option each
         redirect_uris=tuple(redirect_uri or ()),
         launch_uri=launch_uri,
         scope=scope,
-        jwks=json.loads(jwks.read_text()) if jwks else None,
+        jwks=_keys_in(jwks),
         access=access,
         patients=tuple(one.removeprefix("Patient/") for one in patient or ()),
         studies=tuple(study or ()),
@@ -163,6 +184,13 @@ def client_add(  # noqa: PLR0917 - one option each
     )
     made = _transact(lambda connection: clients.register(connection, client))
     _print({"id": client_id, "kind": client.kind, **({"secret": made} if made else {})})
+
+
+def _keys_in(path: Path | None) -> Any:
+    try:
+        return json.loads(path.read_text(encoding="utf-8")) if path else None
+    except ValueError as error:
+        raise ConfigurationError(f"{path} is not JSON") from error
 
 
 @client_commands.command("list")
@@ -179,8 +207,7 @@ def client_rotate(
     jwks: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
 ) -> None:
     """Give an app a new secret, shown this once, or new keys."""
-    given = json.loads(jwks.read_text()) if jwks else None
-    made = _transact(lambda connection: clients.rotate(connection, client_id, jwks=given))
+    made = _transact(lambda connection: clients.rotate(connection, client_id, jwks=_keys_in(jwks)))
     _print({"id": client_id, **({"secret": made} if made else {})})
 
 
@@ -242,20 +269,31 @@ def _sync_status(connection: Connection) -> Mapping[str, Any]:
 
 
 @sync_commands.command("reconcile")
-def sync_reconcile() -> None:
-    """Compare everything with the archive and repair what differs; prints the drift before and after."""
+def sync_reconcile(accept_missing: bool = False) -> None:
+    """Compare everything with the archive and repair what differs; prints the drift before and after, as JSON.
+
+    Studies that disappeared in a mass, or with the archive's database, are withdrawn only with --accept-missing.
+    """
     settings = Settings()
-    store = Store(settings.database)
+    store = _open(settings)
     try:
         with _orthanc(settings) as orthanc:
             at = Archive(store, orthanc, site.of(settings))
-            before = arrivals.sweep(at, thorough=True)
-            while arrivals.rebuild_one(at):
-                pass
-            after = arrivals.sweep(at)
+            before = arrivals.sweep(at, thorough=True, accept_missing=accept_missing)
+            _settled(at)
+            after = arrivals.sweep(at, thorough=False)
     finally:
         store.close()
     _print({"before": asdict(before), "after": asdict(after)})
+
+
+def _settled(at: Archive) -> None:
+    """Look at every marked study that is due, beside whatever worker runs; wait out the grace of missing ones."""
+    deadline = time.monotonic() + at.site.settings.delete_grace + 60
+    while time.monotonic() < deadline:
+        if not arrivals.rebuild_one(at) and _transact(sync.waiting) == 0:
+            return
+        time.sleep(0.1)
 
 
 # --- the simulated scanner -------------------------------------------------------------------------------------
@@ -339,8 +377,19 @@ def _peer(text: str) -> Peer:
 # --- what the commands share -----------------------------------------------------------------------------------
 
 
+def _open(settings: Settings) -> Store:
+    """The store, its schema at head: before a process starts or a command looks into it."""
+    store = Store(settings.database)
+    try:
+        schema.require_current(store)
+    except Exception:
+        store.close()
+        raise
+    return store
+
+
 def _transact(work: Callable[[Connection], Any]) -> Any:
-    store = Store(Settings().database)
+    store = _open(Settings())
     try:
         return store.transact(work)
     finally:

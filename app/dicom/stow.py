@@ -9,7 +9,7 @@ from typing import BinaryIO, Final
 
 import pydicom
 import structlog
-from pydicom.dataset import FileDataset
+from pydicom.dataset import Dataset, FileDataset
 from pydicom.filereader import read_dataset
 from pydicom.uid import UID, DeflatedExplicitVRLittleEndian
 from starlette.requests import Request
@@ -37,6 +37,8 @@ NOT_AUTHORIZED: Final = 0x0124
 MISMATCH: Final = 0xA900
 CANNOT_UNDERSTAND: Final = 0xC000
 TRANSFER_SYNTAX_NOT_SUPPORTED: Final = 0xC122
+DEEPEST: Final = 24
+"""Sequences within sequences: reports nest to ten or so, and some sixty end an Orthanc 1.10.1."""
 
 SOP_CLASSES: Final = frozenset(
     {
@@ -226,9 +228,20 @@ def read(part: Part) -> tuple[Sent, FileDataset]:
         raise
     except Exception as error:  # whatever bytes made to break a parser raise
         raise Refused(CANNOT_UNDERSTAND, Sent()) from error
+    if _nested_beyond(dataset, DEEPEST):
+        raise Refused(CANNOT_UNDERSTAND, Sent())
     if not agrees or not well_formed:
         raise Refused(MISMATCH if well_formed else CANNOT_UNDERSTAND, sent if well_formed else Sent())
     return sent, dataset
+
+
+def _nested_beyond(dataset: Dataset, depth: int) -> bool:
+    level: list[Dataset] = [dataset]
+    for _ in range(depth):
+        level = [item for one in level for element in one if element.VR == "SQ" for item in element.value]
+        if not level:
+            return False
+    return True
 
 
 _UIDS = ("SOPClassUID", "SOPInstanceUID", "StudyInstanceUID", "SeriesInstanceUID")

@@ -145,9 +145,19 @@ def wrong_meta() -> bytes:
     return part10(sr()).replace(f"{U}.9.1".encode(), f"{U}.9.2".encode(), 1)
 
 
+def nested(depth: int) -> Dataset:
+    document, level = sr(), Dataset()
+    document.ContentSequence = [level]
+    for _ in range(depth):
+        level.ContentSequence = [Dataset()]
+        level = level.ContentSequence[0]
+    return document
+
+
 @pytest.mark.parametrize(
     ("content", "reason"),
     [
+        (lambda: part10(nested(80)), stow.CANNOT_UNDERSTAND),
         (lambda: part10(sr(study=V)), stow.MISMATCH),
         (lambda: part10(sr(study=Z, mrn="B")), stow.MISMATCH),
         (lambda: part10(sr(mrn="B")), stow.MISMATCH),
