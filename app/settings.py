@@ -161,7 +161,10 @@ class Settings(BaseSettings):
     @field_validator("timezone")
     @classmethod
     def _known_zone(cls, value: str) -> str:
-        ZoneInfo(value)
+        try:
+            ZoneInfo(value)
+        except (OSError, ValueError, KeyError) as error:
+            raise ValueError("an IANA time zone such as Europe/Vienna is needed") from error
         return value
 
     @model_validator(mode="after")

@@ -4,36 +4,57 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
+from tomllib import TOMLDecodeError
 
 import structlog
 from pydantic import ValidationError
+from pydantic_settings import SettingsError
 from sqlalchemy.exc import SQLAlchemyError
 
 from app.errors import IsocenterError
 
 
 def guarded(work: Callable[[], object]) -> None:
-    """Run `work`; an error is one sentence on stderr and exit status 1."""
+    """Run `work`; an error is one sentence on stderr and exit status 1, never a trace: traces show values."""
     configure()
     try:
         work()
     except ValidationError as error:
-        # Only setting and rule: a value may be a secret.
-        for fault in error.errors(include_input=False, include_url=False, include_context=False):
-            _fail(": ".join((*(str(part) for part in fault["loc"]), fault["msg"])))
-        sys.exit(1)
-    except IsocenterError as error:
-        _fail(str(error))
-        sys.exit(1)
+        _stop(*_faults(error))
+    except (IsocenterError, SettingsError) as error:
+        _stop(str(error))
+    except TOMLDecodeError as error:
+        _stop(f"the settings file is not TOML: {error}")
     except SQLAlchemyError:
-        _fail("the database does not answer: check ISOCENTER_DATABASE_URL")
-        sys.exit(1)
+        _stop("the database does not answer: check ISOCENTER_DATABASE_URL")
+    except OSError as error:
+        _stop(f"{error.filename or 'a file or socket'}: {error.strerror or type(error).__name__}")
+    except Exception as error:  # noqa: BLE001 - whatever it was, its message may hold what nobody may read
+        _stop(f"this should not happen: {type(error).__name__} at {place(error)}")
+
+
+def _faults(error: ValidationError) -> Iterable[str]:
+    """Only setting and rule, each once: a value may be a secret."""
+    for fault in error.errors(include_input=False, include_url=False, include_context=False):
+        # Pydantic names the branches of a union in brackets; nobody wrote those.
+        where = [str(part) for part in fault["loc"] if "[" not in str(part)]
+        yield ": ".join((*where, fault["msg"].removeprefix("Value error, ")))
+
+
+def place(error: BaseException) -> str:
+    """File and line of a failure: messages may hold patient data, places do not."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename.rpartition('/app/')[2]}:{trace.tb_lineno}" if trace else ""
 
 
 def configure() -> None:
     """JSON lines, UTC, without the texts of libraries: those may quote what they were given."""
     logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s")
+    # Without its texts pynetdicom's lines say nothing; what matters is raised or answered.
+    logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
@@ -45,5 +66,7 @@ def configure() -> None:
     )
 
 
-def _fail(sentence: str) -> None:
-    sys.stderr.write(f"isocenter: {sentence}\n")
+def _stop(*sentences: str) -> None:
+    for sentence in dict.fromkeys(sentences):
+        sys.stderr.write(f"isocenter: {sentence}\n")
+    sys.exit(1)
