@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import json
+import secrets
 from pathlib import Path
+from urllib.parse import parse_qs, urlsplit
 
+import httpx
 import pytest
 
 from app.demo import story
@@ -21,8 +26,6 @@ SEEDED = ("Testperson", "Rana", "Demo-Radiologist", "Phantom")
 
 def everything(installation: Installation) -> list[dict[str, object]]:
     """Every resource the installation serves, page by page."""
-    import httpx
-
     found: list[dict[str, object]] = []
     headers = {"Authorization": f"Bearer {installation.places.token}"}
     with httpx.Client(headers=headers, timeout=30, trust_env=False) as client:
@@ -33,6 +36,53 @@ def everything(installation: Installation) -> list[dict[str, object]]:
                 found += [entry["resource"] for entry in bundle.get("entry", [])]
                 address = next((one["url"] for one in bundle["link"] if one["relation"] == "next"), "")
     return found
+
+
+def token_of_launch(installation: Installation, order_id: str) -> str:
+    """The code flow by hand, as the viewer's own client: a bearer token bound to the order's study."""
+    verifier = secrets.token_urlsafe(48)
+    challenge = base64.urlsafe_b64encode(hashlib.sha256(verifier.encode()).digest()).rstrip(b"=").decode()
+    headers = {"Authorization": f"Bearer {installation.places.token}"}
+    with httpx.Client(base_url=installation.base, timeout=30, trust_env=False) as client:
+        asked = {"service_request": f"ServiceRequest/{order_id}", "user": {"id": "u1", "name": "Demo-Radiologist"}}
+        opened = client.post("/launches", json=asked, headers=headers).raise_for_status().json()
+        redirect_uri = f"{installation.base}/launch/callback"
+        query = {
+            "response_type": "code", "client_id": "isocenter-viewer", "redirect_uri": redirect_uri, "state": "s",
+            "scope": "launch openid fhirUser patient/ImagingStudy.rs patient/*.rs user/*.rs patient/Patient.r",
+            "aud": opened["iss"], "launch": opened["launch"], "code_challenge": challenge,
+            "code_challenge_method": "S256",
+        }  # fmt: skip
+        answer = client.get("/auth/authorize", params=query)
+        assert answer.is_redirect, answer.text
+        code = parse_qs(urlsplit(answer.headers["location"]).query)["code"][0]
+        form = {"grant_type": "authorization_code", "code": code, "redirect_uri": redirect_uri,
+                "client_id": "isocenter-viewer", "code_verifier": verifier}  # fmt: skip
+        return client.post("/auth/token", data=form).raise_for_status().json()["access_token"]
+
+
+def one_grant_opens_one_study(installation: Installation, own: story.Played, other: story.Played) -> None:
+    """The same token at both doors: its study, and nothing of another study of the same patient."""
+    headers = {"Authorization": f"Bearer {token_of_launch(installation, own.order_id)}"}
+    with httpx.Client(base_url=installation.base, headers=headers, timeout=30, trust_env=False) as client:
+        assert client.get(f"/fhir/ImagingStudy/{own.study_id}").status_code == 200
+        assert client.get(f"/fhir/ImagingStudy/{other.study_id}").status_code == 403
+        found = client.get("/fhir/ImagingStudy").raise_for_status().json()
+        assert [entry["resource"]["id"] for entry in found["entry"]] == [own.study_id]
+        studies = client.get("/dicom-web/studies").raise_for_status().json()
+        assert [one["0020000D"]["Value"][0] for one in studies] == [own.study_uid]
+        assert client.get("/dicom-web/studies", params={"PatientID": "DEMO-0002"}).json() == []
+        assert client.get("/dicom-web/studies", params={"StudyInstanceUID": other.study_uid}).json() == []
+        root = "/dicom-web/studies"
+        assert client.get(f"{root}/{own.study_uid}/metadata").status_code == 200
+        for place in (
+            other.study_uid,
+            f"{own.study_uid}/..%2f{other.study_uid}",
+            f"{own.study_uid}%2f..%2f{other.study_uid}",
+        ):
+            answer = client.get(f"{root}/{place}/metadata")
+            assert answer.status_code in {400, 403}
+            assert other.study_uid not in answer.text
 
 
 @pytest.mark.orthanc
@@ -50,6 +100,7 @@ def test_one_order_lives_its_whole_life(database_url: str, tmp_path: Path) -> No
         again = story.play(places, lambda step: print(step))
         assert again.ok, again.summary()
         assert again.accession != played.accession
+        one_grant_opens_one_study(installation, played, again)
         logs = installation.logs()
     assert places.token not in logs
     assert [name for name in SEEDED if name in logs] == []

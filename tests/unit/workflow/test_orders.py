@@ -23,7 +23,8 @@ def test_an_order_gets_its_numbers_its_step_and_a_registered_study(clinic: Clini
     [step] = clinic.find("Task", ("focus", f"ServiceRequest/{order['id']}"))
     [study] = clinic.find("ImagingStudy", ("basedon", f"ServiceRequest/{order['id']}"))
     assert worklist.accession(order)
-    assert uid and uid.startswith("2.25.")
+    assert uid is not None
+    assert uid.startswith("2.25.")
     assert (step["status"], step["for"]["reference"]) == ("accepted", f"Patient/{clinic.patient_id}")
     assert (study["status"], imaging_study.uid_of(study)) == ("registered", uid)
 
