@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 import time
+import uuid
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
 from importlib.metadata import version
@@ -20,6 +21,7 @@ from app.dicom.modality import Peer
 from app.dicom.orthanc import Orthanc
 from app.dicom.phantom import Phantom
 from app.errors import ConfigurationError, IsocenterError
+from app.fhir import resources
 from app.main import logs, processes
 from app.main import role as roles
 from app.main.probes import readiness
@@ -50,6 +52,7 @@ for name, commands in (
 ):
     app.add_typer(commands, name=name)
 
+LOCAL_USERS = "https://isocenter.dev/fhir/sid/local-user"
 Role = Literal["all", "api", "edge", "worker"]
 
 
@@ -222,15 +225,34 @@ def client_disable(client_id: Annotated[str, typer.Option("--id")]) -> None:
 
 @user_commands.command("add")
 def user_add(
-    user_id: Annotated[str, typer.Argument()],
-    name: Annotated[str, typer.Option()],
+    name: Annotated[str, typer.Option(help="the login name")],
     role: Annotated[Literal["radiologist", "technologist", "operator", "admin"], typer.Option()],
-    fhir_user: Annotated[str, typer.Option()] = "",
+    fhir_user: Annotated[str, typer.Option(help="Practitioner/…; without it one is made")] = "",
+    display_name: Annotated[str, typer.Option(help="how others read the name")] = "",
 ) -> None:
     """Add a local user; the password is read from standard input."""
     password = sys.stdin.readline().rstrip("\n")
-    user = users.User(user_id, name, role, fhir_user or None)
-    _transact(lambda connection: users.add(connection, user, password))
+    shown = display_name or name
+
+    def work(connection: Connection) -> str:
+        person = fhir_user or _practitioner(connection, name, shown)
+        users.add(connection, users.User(name, shown, role, person), password)
+        return person
+
+    _print({"name": name, "role": role, "fhir_user": _transact(work)})
+
+
+def _practitioner(connection: Connection, login: str, shown: str) -> str:
+    """The directory's entry of a local user: reports and measurements name it."""
+    resource_id = str(uuid.uuid5(uuid.NAMESPACE_URL, f"{LOCAL_USERS}{login}"))
+    person = {
+        "resourceType": "Practitioner",
+        "id": resource_id,
+        "identifier": [{"system": LOCAL_USERS, "value": login}],
+        "name": [{"text": shown}],
+    }
+    resources.put(connection, person, cause="local user")
+    return f"Practitioner/{resource_id}"
 
 
 @user_commands.command("list")
@@ -241,9 +263,9 @@ def user_list() -> None:
 
 
 @user_commands.command("disable")
-def user_disable(user_id: str) -> None:
+def user_disable(name: Annotated[str, typer.Option(help="the login name")]) -> None:
     """Disable a user; their grants end."""
-    _transact(lambda connection: users.disable(connection, user_id))
+    _transact(lambda connection: users.disable(connection, name))
 
 
 # --- the archive -----------------------------------------------------------------------------------------------
@@ -285,6 +307,20 @@ def sync_reconcile(accept_missing: bool = False) -> None:
     finally:
         store.close()
     _print({"before": asdict(before), "after": asdict(after)})
+
+
+@sync_commands.command("rebuild")
+def sync_rebuild() -> None:
+    """Map every study of the archive again, after a change of the maps; only what differs becomes a new version."""
+    settings = Settings()
+    store = Store(settings.database)
+    try:
+        with _orthanc(settings) as orthanc:
+            count = store.transact(sync.forget_digests)
+            _settled(Archive(store, orthanc, site.of(settings)))
+    finally:
+        store.close()
+    _print({"rebuilt": count})
 
 
 def _settled(at: Archive) -> None:

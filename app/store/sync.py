@@ -191,3 +191,12 @@ def quiet(connection: Connection, before: int) -> list[Known]:
     """Studies without a change since `before` (ms) that are not yet complete."""
     settled = sa.and_(study.c.complete.is_(False), study.c.missing_since.is_(None), study.c.changed <= before)
     return [Known(*row) for row in connection.execute(sa.select(*COLUMNS).where(settled).limit(100))]
+
+
+def forget_digests(connection: Connection) -> int:
+    """Have every study written anew, as if it had never been published; how many."""
+    here = sa.select(study.c.orthanc_id).where(study.c.missing_since.is_(None))
+    ids = list(connection.execute(here).scalars())
+    connection.execute(study.update().where(study.c.missing_since.is_(None)).values(digest=""))
+    mark(connection, ids, "rebuild")
+    return len(ids)
