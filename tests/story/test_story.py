@@ -6,11 +6,16 @@ import base64
 import hashlib
 import json
 import secrets
+from io import BytesIO
 from pathlib import Path
 from urllib.parse import parse_qs, urlsplit
 
+import fhirclient.client
+import fhirpy
 import httpx
+import pypdf
 import pytest
+from fhirclient.models import imagingstudy
 
 from app.demo import story
 from app.fhir import validation
@@ -85,6 +90,26 @@ def one_grant_opens_one_study(installation: Installation, own: story.Played, oth
             assert other.study_uid not in answer.text
 
 
+def foreign_clients_read_the_story(installation: Installation, played: story.Played) -> None:
+    """fhirclient and fhirpy, each with its own models, and a PDF reader: all are told the same."""
+    smart = fhirclient.client.FHIRClient(settings={"app_id": "test", "api_base": f"{installation.base}/fhir"})
+    smart.server.session.headers["Authorization"] = f"Bearer {installation.places.token}"
+    study = imagingstudy.ImagingStudy.read(played.study_id, smart.server)
+    assert study.status == "available"
+    found = imagingstudy.ImagingStudy.where({"identifier": f"urn:oid:{played.study_uid}"}).perform_resources_iter(
+        smart.server
+    )
+    assert [one.id for one in found] == [played.study_id]
+    other = fhirpy.SyncFHIRClient(f"{installation.base}/fhir", authorization=f"Bearer {installation.places.token}")
+    lengths = other.resources("Observation").search(derived_from=f"ImagingStudy/{played.study_id}").fetch_all()
+    assert [one["valueQuantity"]["code"] for one in lengths if "valueQuantity" in one] == ["mm"]
+    report = other.reference("DiagnosticReport", played.report_id).to_resource()
+    [form] = report["presentedForm"]
+    printed = "".join(page.extract_text() for page in pypdf.PdfReader(BytesIO(base64.b64decode(form["data"]))).pages)
+    for shown in ("FINAL", "Testperson", played.accession, "Length", "A phantom, as expected."):
+        assert shown in printed
+
+
 @pytest.mark.orthanc
 def test_one_order_lives_its_whole_life(database_url: str, tmp_path: Path) -> None:
     with installed(tmp_path, database_url) as installation:
@@ -101,6 +126,7 @@ def test_one_order_lives_its_whole_life(database_url: str, tmp_path: Path) -> No
         assert again.ok, again.summary()
         assert again.accession != played.accession
         one_grant_opens_one_study(installation, played, again)
+        foreign_clients_read_the_story(installation, played)
         logs = installation.logs()
     assert places.token not in logs
     assert [name for name in SEEDED if name in logs] == []
