@@ -40,25 +40,41 @@ class RequestId:
         given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
         request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
         scope.setdefault("state", {})["request_id"] = request_id
-        began, status = time.monotonic(), 0
+        began, reply = time.monotonic(), _Reply(send, request_id)
+        try:
+            await self.app(scope, receive, reply.send)
+        except Exception as error:
+            if reply.status:
+                raise
+            # Answered here: beyond us the web server prints a trace and cuts the connection.
+            response = await _translate(Request(scope, receive), error)
+            await response(scope, receive, reply.send)
+        finally:
+            took = round((time.monotonic() - began) * 1000, 1)
+            said = {"method": scope["method"], "route": _route(scope), "status": reply.status, "ms": took}
+            log.info("request", **said, request_id=request_id)
 
-        async def answer(message: Message) -> None:
-            nonlocal status
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                headers = MutableHeaders(scope=message)
-                headers["X-Request-Id"] = request_id
-                headers.setdefault("X-Content-Type-Options", "nosniff")
-            await send(message)
 
-        await self.app(scope, receive, answer)
-        took = round((time.monotonic() - began) * 1000, 1)
-        log.info("request", method=scope["method"], route=_route(scope), status=status, ms=took, request_id=request_id)
+class _Reply:
+    """The answer on its way out: gets the headers every answer has, and its status is remembered."""
+
+    def __init__(self, send: Send, request_id: str) -> None:
+        self.status = 0
+        self._send = send
+        self._request_id = request_id
+
+    async def send(self, message: Message) -> None:
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["X-Request-Id"] = self._request_id
+            headers.setdefault("X-Content-Type-Options", "nosniff")
+        await self._send(message)
 
 
 def install(app: FastAPI) -> None:
     """Put the request id before everything and the error translation behind everything."""
-    for kind in (IsocenterError, HTTPException, RequestValidationError, Exception):
+    for kind in (IsocenterError, HTTPException, RequestValidationError):
         app.add_exception_handler(kind, _translate)
     app.add_middleware(RequestId)
 

@@ -52,7 +52,9 @@ def place(error: BaseException) -> str:
 
 def configure() -> None:
     """JSON lines, UTC, without the texts of libraries: those may quote what they were given."""
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(levelname)s %(name)s")
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(_Terse("%(levelname)s %(name)s"))
+    logging.basicConfig(handlers=[handler], level=logging.WARNING)
     # Without its texts pynetdicom's lines say nothing; what matters is raised or answered.
     logging.getLogger("pynetdicom").setLevel(logging.CRITICAL)
     structlog.configure(
@@ -64,6 +66,15 @@ def configure() -> None:
         wrapper_class=structlog.make_filtering_bound_logger(logging.INFO),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
     )
+
+
+class _Terse(logging.Formatter):
+    """One line of an error: its kind and place, for a trace shows values."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        line = self.formatMessage(record)
+        error = record.exc_info[1] if record.exc_info else None
+        return line if error is None else f"{line} {type(error).__name__} at {place(error)}"
 
 
 def _stop(*sentences: str) -> None:
