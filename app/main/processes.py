@@ -171,11 +171,14 @@ def _wait(what: str, ready: Callable[[], bool], child: Child) -> None:
 def start_all(settings: Settings, supervisor: Supervisor, *, logs: Path | None = None) -> None:
     """Start everything of role `all` and wait until it answers; each role logs to stderr or into the folder."""
     require_free(ports(settings))
+    archive = None
     if not settings.orthanc_url:
-        child, settings = orthanc(settings)
-        supervisor.add(child)
-        auth = (settings.orthanc_username, settings.orthanc_password.get_secret_value())
-        wait_for("Orthanc", f"{settings.orthanc_url}/system", child, auth)
+        archive, settings = orthanc(settings)
+        supervisor.add(archive)
+    # The roles load while Orthanc starts; whoever needs the archive first tries again.
     api, edge, _ = [supervisor.add(child) for child in supervision.roles(settings, logs)]
+    if archive is not None:
+        auth = (settings.orthanc_username, settings.orthanc_password.get_secret_value())
+        wait_for("Orthanc", f"{settings.orthanc_url}/system", archive, auth)
     wait_for("the HTTP server", f"http://{settings.host}:{settings.port}/health", api)
     wait_for_port("the DICOM service", (settings.dicom_host, settings.dicom_port), edge)

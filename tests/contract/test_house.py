@@ -8,8 +8,9 @@ import tomllib
 from collections.abc import Iterator
 from pathlib import Path
 
+import click
 import pytest
-import typer
+import typer.main
 
 from app import cli
 from app.settings import Settings
@@ -119,15 +120,17 @@ def test_every_dependency_has_its_reason() -> None:
 
 
 def commands() -> Iterator[str]:
-    def walk(name: str, group: typer.Typer) -> Iterator[str]:
-        for one in group.registered_commands:
-            assert one.callback is not None
-            yield f"{name} {one.name or one.callback.__name__.replace('_', '-')}"
-        for inner in group.registered_groups:
-            assert inner.typer_instance is not None
-            yield from walk(f"{name} {inner.name}", inner.typer_instance)
+    def walk(name: str, group: click.Command) -> Iterator[str]:
+        if not isinstance(group, click.Group):
+            yield name
+            return
+        context = click.Context(group)
+        for inner in group.list_commands(context):
+            found = group.get_command(context, inner)
+            assert found is not None
+            yield from walk(f"{name} {inner}", found)
 
-    return walk("isocenter", cli.app)
+    return walk("isocenter", typer.main.get_command(cli.app))
 
 
 def test_every_command_has_its_row() -> None:

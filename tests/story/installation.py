@@ -13,7 +13,7 @@ from pathlib import Path
 
 import httpx
 
-from app.demo import run
+from app.demo import play
 from app.demo.story import Places
 from app.settings import Settings
 from tests import processes
@@ -43,7 +43,7 @@ class Installation:
 
     @property
     def places(self) -> Places:
-        return run.places(self.settings)
+        return play.places(self.settings)
 
     def isocenter(self, *words: str, text: str = "") -> str:
         """Run one command of the command line to its end; its standard output."""
