@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,13 @@ from app.store.database import Store
 from app.viewer import launch as viewer_launch
 from app.viewer import routes as viewer
 from app.viewer import sessions
-from app.workflow import orders, reports, site
+from app.workflow import guards, orders, reports, site
+
+GUARDS: Mapping[str, rest.Guard] = {
+    "DiagnosticReport": reports.guard,
+    "ImagingStudy": guards.imaging_study,
+    "Provenance": guards.provenance,
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,7 +91,7 @@ def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only:
         settings=house.settings,
         authenticate=authenticate,
         hooks={} if read_only else _hooks(house.site),
-        guards={} if read_only else {"DiagnosticReport": reports.guard},
+        guards={} if read_only else GUARDS,
         audit=house.audit,
         key=keys.wrapping_secret(house.settings),
         read_only=read_only,

@@ -32,6 +32,7 @@ from app.workflow.states import DEAD_REPORTS, FINAL_REPORTS
 
 SIGN = "isocenter/sign"
 ADDED = ("presentedForm", "issued")
+CITED = frozenset({"ServiceRequest", "ImagingStudy", "Observation"})
 """What signing and archiving add to a report."""
 OUR_FORM = "Signed report, version "
 PROVENANCE_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/Provenance")
@@ -90,19 +91,47 @@ def _reports(connection: Connection, study: Json, order: Json | None) -> list[Js
 # --- the guard before and the hook behind every write of a DiagnosticReport ---------------------------------------
 
 
-def guard(_connection: Connection, caller: Access, report: Json, before: Json | None) -> None:
-    """Signing, and changing what was signed, needs the right; a client without a user names who interpreted."""
+def guard(connection: Connection, caller: Access, report: Json, before: Json | None) -> None:
+    """Signing, and changing what was signed, needs the right; a report never mixes patients."""
     was, becomes = (before or {}).get("status", ""), report["status"]
+    if was in DEAD_REPORTS and becomes not in DEAD_REPORTS:
+        raise Conflict("a withdrawn report is not brought back; write a new one")
+    if becomes not in DEAD_REPORTS:
+        _of_one_patient(connection, report)
     if becomes not in FINAL_REPORTS and was not in FINAL_REPORTS:
         return
     if SIGN not in caller.rights:
         raise Forbidden(f"a signed report needs the scope {SIGN}")
-    if was in FINAL_REPORTS and becomes not in FINAL_REPORTS | DEAD_REPORTS:
+    _may_be_signed(caller, report, before if was in FINAL_REPORTS else None)
+
+
+def _may_be_signed(caller: Access, report: Json, signed: Json | None) -> None:
+    if signed is not None and report["status"] not in FINAL_REPORTS | DEAD_REPORTS:
         raise Conflict("a signed report can be amended, corrected, appended or withdrawn, not reopened")
+    if signed is not None and _patient(report) != _patient(signed):
+        raise Conflict("a signed report keeps its patient: withdraw it and write another")
+    if not _patient(report):
+        raise _refused("required", "a signed report names its patient", "subject")
     if caller.user_id is None and not report.get("resultsInterpreter"):
-        issue = Issue("required", "a client that signs for a person names the interpreter",
-                      "DiagnosticReport.resultsInterpreter")  # fmt: skip
-        raise Unprocessable(issues=(issue,))
+        raise _refused("required", "a client that signs for a person names the interpreter", "resultsInterpreter")
+
+
+def _of_one_patient(connection: Connection, report: Json) -> None:
+    """The order, the images and the measurements of a report are its patient's: a signature closes and files them."""
+    for name in ("basedOn", "imagingStudy", "result"):
+        for reference in (one.get("reference", "") for one in report.get(name, [])):
+            kind, _, identity = reference.partition("/")
+            cited = resources.read(connection, kind, identity) if kind in CITED else None
+            if cited is not None and _patient(cited) != _patient(report):
+                raise _refused("business-rule", f"{name} points to a {kind} of another patient", name)
+
+
+def _patient(resource: Json) -> str:
+    return orders.patient_of(resource) or ""
+
+
+def _refused(code: str, sentence: str, element: str) -> Unprocessable:
+    return Unprocessable(issues=(Issue(code, sentence, f"DiagnosticReport.{element}"),))
 
 
 def received(connection: Connection, caller: Access, report: Json, before: Json | None) -> None:
