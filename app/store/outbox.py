@@ -11,7 +11,7 @@ from sqlalchemy.engine import Connection
 from app.store.database import insert, now
 from app.store.tables import outbox
 
-CLAIM_MS = 60_000
+CLAIM_MS = 30_000
 FIRST_RETRY_MS = 500
 LONGEST_RETRY_MS = 60_000
 

@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 
 import pytest
 import uvicorn
-from playwright.sync_api import Browser, Page, sync_playwright
 from pydicom.dataset import Dataset
 
 from app.dicom import phantom
@@ -34,42 +33,13 @@ from app.store.studies import HeldStudy
 from app.viewer.launch import CLIENT_ID
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.conftest import orthanc
-from tests.processes import program, wait_until
+from tests.processes import wait_until
 
 __all__ = ["orthanc"]
 
 VIEWER = Path(os.environ.get("ISOCENTER_OHIF_DIR", Path(__file__).parents[2] / "var" / "ohif"))
-FLAGS = (
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-)
 ADAM, BERTA = "2.25.4711", "2.25.4712"
 PATIENTS = {ADAM: "Phantom^Adam", BERTA: "Phantom^Berta"}
-
-
-@pytest.fixture(scope="session")
-def chromium() -> Iterator[Browser]:
-    """One browser for the session; a test opens its own context."""
-    binary = program("/usr/bin/chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=binary, args=list(FLAGS))
-        yield browser
-        browser.close()
-
-
-@pytest.fixture
-def page(chromium: Browser) -> Iterator[Page]:
-    """A page in a context of its own: no cookie of another test is there."""
-    context = chromium.new_context(viewport={"width": 1280, "height": 800})
-    yield context.new_page()
-    context.close()
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,24 +13,11 @@ from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
-from playwright.sync_api import ConsoleMessage, Page, Request, Response, sync_playwright
-
-from tests import processes
+from playwright.sync_api import ConsoleMessage, Page, Request, Response
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow]
 
 VIEWER = Path(os.environ.get("ISOCENTER_OHIF_DIR", Path(__file__).parents[2] / "var" / "ohif"))
-FLAGS = [
-    "--no-sandbox",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--no-first-run",
-    "--disable-quic",
-    "--use-gl=angle",
-    "--use-angle=swiftshader",
-    "--enable-unsafe-swiftshader",
-]
 CONFIG = {
     "routerBasename": "/v/x",
     "showStudyList": True,
@@ -136,22 +123,17 @@ class Visit:
 
 
 @pytest.fixture
-def visit() -> Iterator[Visit]:
-    if not (VIEWER / "manifest.json").is_file():
-        missing = pytest.fail if os.environ.get("ISOCENTER_TEST_ALL") else pytest.skip
-        missing(f"the viewer is not in {VIEWER}: run `make setup`")
+def visit(page: Page) -> Iterator[Visit]:
+    assert (VIEWER / "manifest.json").is_file(), f"the viewer is not in {VIEWER}: run `make setup`"
     handler = type("Here", (Handler,), {"manifest": json.loads((VIEWER / "manifest.json").read_text())})
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server, sync_playwright() as playwright:
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        browser = playwright.chromium.launch(executable_path=processes.program("chromium"), args=FLAGS)
-        page = browser.new_page(viewport={"width": 1200, "height": 700})
         seen = Visit(page, f"http://127.0.0.1:{server.server_port}")
         page.on("request", seen.on_request)
         page.on("response", seen.on_response)
         page.on("console", seen.on_console)
         page.on("pageerror", lambda error: seen.complaints.append(str(error)))
         yield seen
-        browser.close()
         server.shutdown()
 
 

@@ -15,7 +15,7 @@ from urllib.parse import parse_qs, urlsplit
 import httpx
 import pytest
 import uvicorn
-from playwright.sync_api import expect, sync_playwright
+from playwright.sync_api import Page, expect
 
 from app.fhir import resources
 from app.main.demo_ehr import Tokens
@@ -24,7 +24,7 @@ from app.main.server import create_app
 from app.settings import Settings
 from app.store.database import Store
 from app.workflow import reports
-from tests.processes import program, wait_until
+from tests.processes import wait_until
 
 Json = dict[str, Any]
 SAME = {"Sec-Fetch-Site": "same-origin"}
@@ -439,26 +439,23 @@ def test_the_order_page_follows_until_nothing_more_is_expected(clinic: Clinic) -
 
 @once
 @pytest.mark.browser
-def test_a_browser_follows_the_order_without_moving_the_focus_and_opens_the_viewer_beside_it(clinic: Clinic) -> None:
+def test_a_browser_follows_the_order_without_moving_the_focus_and_opens_the_viewer_beside_it(
+    clinic: Clinic, page: Page
+) -> None:
     order_id = clinic.order()
-    with sync_playwright() as playwright:
-        flags = ["--no-sandbox", "--disable-background-networking", "--no-first-run", "--disable-quic"]
-        browser = playwright.chromium.launch(executable_path=program("/usr/bin/chromium"), args=flags)
-        page = browser.new_page()
-        complaints: list[str] = []
-        page.on("console", lambda message: complaints.append(message.text))
-        page.goto(f"{clinic.url}/ehr/orders/{order_id}")
-        chosen = page.get_by_label("Acting as")
-        chosen.focus()
-        expect(page.get_by_role("button", name="Open images")).to_be_disabled()
+    complaints: list[str] = []
+    page.on("console", lambda message: complaints.append(message.text))
+    page.goto(f"{clinic.url}/ehr/orders/{order_id}")
+    chosen = page.get_by_label("Acting as")
+    chosen.focus()
+    expect(page.get_by_role("button", name="Open images")).to_be_disabled()
 
-        clinic.acquire(order_id)
+    clinic.acquire(order_id)
 
-        expect(page.get_by_role("status")).to_have_text("Images available", timeout=20_000)
-        expect(chosen).to_be_focused()
-        with page.context.expect_page() as opened:
-            page.get_by_role("button", name="Open images").click()
-        opened.value.wait_for_url(re.compile(r"/v/[\w-]+/"))
-        expect(page.get_by_role("status")).to_have_text("Images available")
-        assert complaints == []
-        browser.close()
+    expect(page.get_by_role("status")).to_have_text("Images available", timeout=20_000)
+    expect(chosen).to_be_focused()
+    with page.context.expect_page() as opened:
+        page.get_by_role("button", name="Open images").click()
+    opened.value.wait_for_url(re.compile(r"/v/[\w-]+/"))
+    expect(page.get_by_role("status")).to_have_text("Images available")
+    assert complaints == []

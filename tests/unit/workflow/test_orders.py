@@ -46,7 +46,7 @@ def test_numbers_that_the_order_brings_are_kept(clinic: Clinic) -> None:
     assert order["identifier"] == given
 
 
-@pytest.mark.parametrize("number", ["", "12345678901234567", "a\\b"])
+@pytest.mark.parametrize("number", ["", "12345678901234567", "a\\b", "a\tb", " a"])
 def test_an_accession_number_that_dicom_cannot_carry_is_refused(clinic: Clinic, number: str) -> None:
     with pytest.raises(Unprocessable):
         clinic.order(identifier=[imaging_study.accession_identifier("urn:isocenter:accession", number)])
@@ -121,3 +121,47 @@ def test_a_revoked_order_cancels_its_step_and_its_study(clinic: Clinic) -> None:
     clinic.write(order | {"status": "revoked"})
     [step], [study] = clinic.find("Task"), clinic.find("ImagingStudy")
     assert (step["status"], study["status"]) == ("cancelled", "cancelled")
+
+
+def test_a_revoked_order_stays_revoked_for_its_steps_are_gone(clinic: Clinic) -> None:
+    order = clinic.order()
+    clinic.write(order | {"status": "revoked"})
+    with pytest.raises(Conflict):
+        clinic.write(order | {"status": "active"})
+
+
+def _other_patient(clinic: Clinic, **elements: object) -> dict[str, str]:
+    made = clinic.write({"resourceType": "Patient", "name": [{"family": "Muster"}]} | elements)
+    return {"reference": f"Patient/{made['id']}"}
+
+
+def test_an_order_that_moves_to_another_patient_leaves_no_study_behind(clinic: Clinic) -> None:
+    order, other = clinic.order(), _other_patient(clinic)
+    clinic.write(order | {"subject": other})
+    [step] = clinic.find("Task")
+    states = {study["subject"]["reference"]: study["status"] for study in clinic.find("ImagingStudy")}
+    assert states == {f"Patient/{clinic.patient_id}": "cancelled", other["reference"]: "registered"}
+    assert step["for"] == other
+    clinic.write(order)
+    states = {study["subject"]["reference"]: study["status"] for study in clinic.find("ImagingStudy")}
+    assert states == {f"Patient/{clinic.patient_id}": "registered", other["reference"]: "cancelled"}
+
+
+def test_an_order_with_images_keeps_its_patient_and_its_study(clinic: Clinic) -> None:
+    order, other = clinic.order(), _other_patient(clinic)
+    [study] = clinic.find("ImagingStudy")
+    clinic.write(study | {"status": "available"})
+    with pytest.raises(Conflict):
+        clinic.write(order | {"subject": other})
+    with pytest.raises(Conflict):
+        clinic.write(order | {"identifier": [imaging_study.uid_identifier("1.2.3.4")]})
+    clinic.write(order | {"priority": "urgent"})
+
+
+def test_a_second_order_cannot_take_a_study_whose_images_are_there(clinic: Clinic) -> None:
+    uid = [imaging_study.uid_identifier("1.2.3.4")]
+    clinic.order(identifier=uid)
+    [study] = clinic.find("ImagingStudy")
+    clinic.write(study | {"status": "available"})
+    with pytest.raises(Conflict):
+        clinic.order(identifier=uid)

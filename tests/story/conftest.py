@@ -1,5 +1,0 @@
-"""Chromium for the story."""
-
-from tests.browser.conftest import chromium, page
-
-__all__ = ["chromium", "page"]
