@@ -28,6 +28,7 @@ INTENTS = frozenset({"order", "original-order", "filler-order", "instance-order"
 IMAGING = ("http://snomed.info/sct", "363679005")
 STUDY_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/ImagingStudy")
 UID = re.compile(r"(0|[1-9]\d*)(\.(0|[1-9]\d*))+")
+WITHDRAWN = frozenset({"revoked", "entered-in-error"})
 SHORT_STRING = 16
 """Accession numbers and step ids are DICOM SH: at most 16 characters."""
 
@@ -65,13 +66,31 @@ def received(site: Site, connection: Connection, caller: Access, order: Json, be
         return
     cause = f"ServiceRequest/{order['id']} by {caller.client_id}"
     order = _numbered(site, connection, order, before, cause)
+    if before is not None and known:
+        _check_change(connection, order, before)
     if order["status"] == "active":
         _schedule(site, connection, order, cause)
         move_steps(connection, order["id"], "order-released", cause)
     elif order["status"] == "on-hold":
         move_steps(connection, order["id"], "order-held", cause)
-    elif order["status"] in {"revoked", "entered-in-error"}:
+    elif order["status"] in WITHDRAWN:
         _cancel(connection, order, cause)
+
+
+def _check_change(connection: Connection, order: Json, before: Json) -> None:
+    """What a client may not change any more: what was taken off the worklist, and whose images were taken."""
+    if before["status"] in WITHDRAWN and order["status"] not in WITHDRAWN:
+        given_up = all(step["status"] in GIVEN_UP for step in steps_of(connection, order["id"]))
+        if given_up:
+            raise Conflict("a revoked order is not brought back: place a new one")
+    if _study_key(order) == _study_key(before):
+        return
+    if any(study["status"] == "available" for study in studies_of(connection, order["id"])):
+        raise Conflict("an order with images keeps its patient and its Study Instance UID")
+
+
+def _study_key(order: Json) -> tuple[str, str]:
+    return imaging_study.uid_of(order) or "", patient_of(order) or ""
 
 
 def steps_of(connection: Connection, order_id: str) -> list[Json]:
@@ -161,8 +180,10 @@ def _new_accession(site: Site, connection: Connection) -> Json:
 
 def _check_numbers(order: Json) -> None:
     accession, uid = worklist.accession(order) or "", imaging_study.uid_of(order) or ""
-    if not accession or len(accession) > SHORT_STRING or "\\" in accession:
-        raise _refused("ServiceRequest.identifier", "an accession number has 1 to 16 characters and no backslash")
+    plain = accession.isprintable() and accession == accession.strip() and "\\" not in accession
+    if not accession or len(accession) > SHORT_STRING or not plain:
+        sentence = "an accession number has 1 to 16 characters, no backslash, control character or blank at its ends"
+        raise _refused("ServiceRequest.identifier", sentence)
     if not UID.fullmatch(uid) or len(uid) > 64:
         raise _refused("ServiceRequest.identifier", "the urn:dicom:uid identifier is not a DICOM UID")
 
@@ -171,10 +192,10 @@ def _schedule(site: Site, connection: Connection, order: Json, cause: str) -> No
     patient_id = _patient_id(connection, order)
     uid, steps = imaging_study.uid_of(order) or "", steps_of(connection, order["id"])
     procedure = site.procedure(_codings(order))
+    _register(connection, order, (uid, patient_id), [step.modality for step in procedure.steps], cause)
     if all(step["status"] in WAITING for step in steps):
         for step in _planned(order, patient_id, procedure):
             _put_step(connection, step, steps, cause)
-    _register(connection, order, (uid, patient_id), [step.modality for step in procedure.steps], cause)
     if not steps:
         timeline.add(connection, Happening("order-accepted", cause, order_id=order["id"], study_uid=uid))
         _claim_images(connection, order)
@@ -216,10 +237,11 @@ def _register(connection: Connection, order: Json, key: tuple[str, str], modalit
     uid, patient_id = key
     reference = {"reference": f"ServiceRequest/{order['id']}"}
     known = resources.read(connection, "ImagingStudy", study_resource_id(uid, patient_id))
-    if known is not None and known["status"] != "registered":
+    _leave(connection, order["id"], study_resource_id(uid, patient_id), cause)
+    if known is not None and reference not in known.get("basedOn", []) and _is_taken(connection, order, known):
+        raise Conflict("another order of this patient has the same Study Instance UID")
+    if known is not None and known["status"] not in {"registered", "cancelled"}:
         return
-    if known is not None and reference not in known.get("basedOn", []):
-        raise Conflict("another order of this patient has reserved the same Study Instance UID")
     links = imaging_study.Links(
         resource_id=study_resource_id(uid, patient_id),
         subject={"reference": f"Patient/{patient_id}"},
@@ -232,6 +254,20 @@ def _register(connection: Connection, order: Json, key: tuple[str, str], modalit
     )
     study = imaging_study.registered(uid, links, modalities)
     resources.put(connection, study, cause=cause, natural_key=natural_key(uid, patient_id))
+
+
+def _is_taken(connection: Connection, order: Json, study: Json) -> bool:
+    """Whether a study is another order's: reserved, or with its images. Images may come before their order."""
+    if study["status"] == "available":
+        return bool(study.get("basedOn")) and not steps_of(connection, order["id"])
+    return study["status"] == "registered"
+
+
+def _leave(connection: Connection, order_id: str, kept: str, cause: str) -> None:
+    """An order that moved to another patient or UID leaves no study behind that waits for images."""
+    for study in studies_of(connection, order_id):
+        if study["id"] != kept and study["status"] == "registered":
+            resources.edit(connection, "ImagingStudy", study["id"], {"status": "cancelled"}, cause=cause)
 
 
 def _claim_images(connection: Connection, order: Json) -> None:

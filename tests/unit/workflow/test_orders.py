@@ -165,3 +165,12 @@ def test_a_second_order_cannot_take_a_study_whose_images_are_there(clinic: Clini
     clinic.write(study | {"status": "available"})
     with pytest.raises(Conflict):
         clinic.order(identifier=uid)
+
+
+def test_an_order_may_take_the_uid_of_a_cancelled_one(clinic: Clinic) -> None:
+    uid = [imaging_study.uid_identifier("1.2.3.4")]
+    first = clinic.order(identifier=uid)
+    clinic.write(first | {"status": "revoked"})
+    second = clinic.order(identifier=uid)
+    [study] = clinic.find("ImagingStudy")
+    assert (study["status"], study["basedOn"]) == ("registered", [{"reference": f"ServiceRequest/{second['id']}"}])
