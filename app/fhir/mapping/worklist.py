@@ -110,10 +110,15 @@ def accession(order: Json) -> str | None:
 
 def mrn(patient: Json, site: Site) -> tuple[str, str]:
     """(system, value) of the identifier a modality shall see: of a known MRN authority, else the first there is."""
-    identifiers: list[Json] = [entry for entry in patient.get("identifier", []) if entry.get("value")]
+    # Cut or split at a backslash, a number would be another patient's.
+    identifiers: list[Json] = [one for one in patient.get("identifier", []) if _is_long_string(one.get("value", ""))]
     known = [entry for entry in identifiers if entry.get("system") in site.mrn_issuers]
     chosen = (known or identifiers or [{"value": patient["id"]}])[0]
-    return chosen.get("system", ""), chosen["value"][:64]
+    return chosen.get("system", ""), chosen["value"]
+
+
+def _is_long_string(value: str) -> bool:
+    return len(value.strip()) > 0 and len(value) <= 64 and value.isprintable() and "\\" not in value
 
 
 def concept_text(concept: Json | None) -> str | None:
@@ -199,8 +204,9 @@ def _notes(order: Json) -> str:
 
 
 def _cut(text: str | None, length: int) -> str:
-    if not text or len(text) <= length:
-        return text or ""
+    text = " ".join((text or "").replace("\\", " ").split())
+    if len(text) <= length:
+        return text
     head, _, _ = text[: length + 1].rpartition(" ")
     return head or text[:length]
 

@@ -56,3 +56,16 @@ def test_the_delimiters_of_a_name_do_not_reach_the_modality() -> None:
     step = task.scheduled(task.Step("o", "p", 1, "CT", "CT1", "x", "A1-1", None, "2026-03-01"))
     order = {"id": "o", "identifier": [imaging_study.uid_identifier("1.2.3")]}
     assert str(worklist.item(worklist.View(order, step, patient, None, SITE)).PatientName) == "A B C^D E"
+
+
+@pytest.mark.parametrize("value", ["A\\B", "L" * 65, "a\nb", " "])
+def test_a_number_that_dicom_cannot_carry_gives_way_to_the_patients_own_id(value: str) -> None:
+    patient = {"id": "p-1", "identifier": [{"system": "urn:mrn", "value": value}]}
+    assert worklist.mrn(patient, SITE) == ("", "p-1")
+    known = {"id": "p-1", "identifier": [{"system": "urn:mrn", "value": value}, {"system": "urn:x", "value": "X-1"}]}
+    assert worklist.mrn(known, SITE) == ("urn:x", "X-1")
+
+
+def test_lines_and_backslashes_of_a_description_do_not_reach_the_modality() -> None:
+    found = item(code={"text": "CT\r\nchest\\abdomen"})
+    assert found.RequestedProcedureDescription == "CT chest abdomen"
