@@ -43,7 +43,7 @@ def routes(
         access = authenticate(request)
         record = Record("viewer", "open-launch", "allowed", request_id=request.state.request_id)
         try:
-            wanted = launches.parse(_object(body), CLIENT_ID)
+            wanted = launches.parse(object_of(body), CLIENT_ID)
             opened = store.transact(lambda tx: launches.create(tx, settings, access, wanted, ids))
         except IsocenterError:
             tell(audit.of(access, replace(record, outcome="denied")))
@@ -54,8 +54,14 @@ def routes(
     return router
 
 
-def _object(body: bytes) -> object:
+def object_of(body: bytes) -> object:
+    """The JSON of a body; BadRequest for one that cannot be read or kept."""
     try:
-        return json.loads(body)
-    except ValueError as error:
+        found: object = json.loads(body)
+        text = json.dumps(found, ensure_ascii=False).encode()
+    except (ValueError, RecursionError) as error:
         raise BadRequest("the body is not JSON") from error
+    # Like a lone surrogate, NUL is legal in JSON and illegal in what keeps it.
+    if b"\\u0000" in text:
+        raise BadRequest("the body has a NUL character")
+    return found
