@@ -6,10 +6,13 @@ from app.main import processes
 from app.main.signals import stopped_by_signal
 from app.main.supervisor import Supervisor
 from app.settings import Settings
+from app.store import keys
 
 
 def run(settings: Settings) -> None:
     """Start everything and keep it running until a signal."""
+    # What no process could start without is said once, before any is started.
+    keys.wrapping_secret(settings)
     supervisor = Supervisor()
     stop = stopped_by_signal()
     try:

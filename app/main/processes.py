@@ -27,6 +27,8 @@ PLUGIN_FOLDERS = (
 )
 PORT_SECONDS = 15
 START_SECONDS = 60
+TRIES = 3
+"""A process that ended so often while starting will not start."""
 
 
 # --- the managed Orthanc ---------------------------------------------------------------------------------------
@@ -139,33 +141,31 @@ def ports(settings: Settings) -> dict[str, tuple[str, int]]:
     }
 
 
-def wait_for_port(what: str, where: tuple[str, int], child: Child) -> None:
-    """Wait until something listens; ConfigurationError when its process ends first or takes too long."""
-    _wait(what, lambda: not _free(*where), child)
+def answers(address: str, auth: tuple[str, str] | None = None) -> Callable[[], bool]:
+    """Whether an HTTP address answers well."""
 
-
-def wait_for(what: str, address: str, child: Child, auth: tuple[str, str] | None = None) -> None:
-    """Wait until an HTTP address answers well; ConfigurationError when its process ends first or takes too long."""
-
-    def answers() -> bool:
+    def ask() -> bool:
         try:
             return httpx.get(address, auth=auth, timeout=5, trust_env=False).is_success
         except httpx.HTTPError:
             return False
 
-    _wait(what, answers, child)
+    return ask
 
 
-def _wait(what: str, ready: Callable[[], bool], child: Child) -> None:
+def wait_for(what: str, ready: Callable[[], bool], child: Child, supervisor: Supervisor) -> None:
+    """Wait until a process is ready; ConfigurationError when it keeps ending or takes too long.
+
+    An archive that was killed with us may hold its files a moment longer than its ports: it is started again.
+    """
     deadline = time.monotonic() + START_SECONDS
-    while time.monotonic() < deadline:
-        if child.ended:
-            hint = f": see {child.output}" if child.output else ""
-            raise ConfigurationError(f"{what} ended while starting{hint}")
-        if ready():
+    while time.monotonic() < deadline and child.failures < TRIES:
+        if not child.ended and ready():
             return
+        supervisor.look()
         time.sleep(0.1)
-    raise ConfigurationError(f"{what} did not answer within {START_SECONDS} s")
+    hint = f": see {child.output}" if child.output else ""
+    raise ConfigurationError(f"{what} does not start{hint}")
 
 
 def start_all(settings: Settings, supervisor: Supervisor, *, logs: Path | None = None) -> None:
@@ -179,6 +179,7 @@ def start_all(settings: Settings, supervisor: Supervisor, *, logs: Path | None =
     api, edge, _ = [supervisor.add(child) for child in supervision.roles(settings, logs)]
     if archive is not None:
         auth = (settings.orthanc_username, settings.orthanc_password.get_secret_value())
-        wait_for("Orthanc", f"{settings.orthanc_url}/system", archive, auth)
-    wait_for("the HTTP server", f"http://{settings.host}:{settings.port}/health", api)
-    wait_for_port("the DICOM service", (settings.dicom_host, settings.dicom_port), edge)
+        wait_for("Orthanc", answers(f"{settings.orthanc_url}/system", auth), archive, supervisor)
+    wait_for("the HTTP server", answers(f"http://{settings.host}:{settings.port}/health"), api, supervisor)
+    listens = (settings.dicom_host, settings.dicom_port)
+    wait_for("the DICOM service", lambda: not _free(*listens), edge, supervisor)
