@@ -39,6 +39,8 @@ async def body(request: Request) -> bytes:
 
 def negotiate(request: Request) -> None:
     """NotAcceptable unless the client takes FHIR R4 as JSON; `_format` counts more than Accept."""
+    if "\0" in request.scope["path"]:
+        raise BadRequest("an address has no NUL character")
     # A "+" that was not encoded arrives as a blank.
     wanted = request.query_params.get("_format", "").strip().replace(" ", "+")
     if wanted:

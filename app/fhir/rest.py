@@ -374,6 +374,7 @@ def search_type(call: Call, access: Access) -> Response:
     criteria = [(name, value) for name, value in given if name != bundle.PAGE]
     pages = [value for name, value in given if name == bundle.PAGE]
     wanted = search.parse(offer, criteria, call.door.settings.fhir_base)
+    search.check_size(wanted.query)
     query = granted.confine(wanted.query, offer, access)
     bound = (offer.resource_type, wanted.applied, access)
     after = bundle.unseal(key, bound, pages[0]) if pages else None
@@ -400,6 +401,9 @@ def _criteria(call: Call) -> list[tuple[str, str]]:
             found += parse_qsl(call.body.decode(), keep_blank_values=True)
         except UnicodeDecodeError as error:
             raise BadRequest("the form is not UTF-8") from error
+    if any("\0" in name + value for name, value in found):
+        # PostgreSQL keeps no NUL, so nothing could match.
+        raise BadRequest("a search parameter has no NUL character")
     return [(name, value) for name, value in found if name not in http.FORMATS]
 
 

@@ -16,6 +16,8 @@ Criteria = Sequence[tuple[str, str]]
 
 DEFAULT_COUNT = 50
 MAX_COUNT = 1000
+MAX_VALUES = 500
+MAX_IDS = 5000
 CONTROLS = ("_count", "_sort", "_include", "_revinclude")
 """What shapes the answer and is no criterion."""
 COMMON = ("_id", "_lastUpdated")
@@ -60,6 +62,15 @@ def parse(offer: Offer, criteria: Criteria, base: str = "") -> Search:
         include=tuple(_include(value) for name, value in criteria if name == "_include"),
         revinclude=tuple(_include(value) for name, value in criteria if name == "_revinclude"),
     )
+
+
+def check_size(query: Query) -> None:
+    """BadRequest for more values than a database can plan; ids are one condition, whatever their number."""
+    conditions = [condition for clause in query.clauses for condition in clause.any_of]
+    ids = sum(len(condition.values) for condition in conditions if isinstance(condition, Ids))
+    if len(conditions) > MAX_VALUES or ids > MAX_IDS:
+        sentence = f"a search takes at most {MAX_VALUES} values, and {MAX_IDS} in _id"
+        raise BadRequest(issues=(Issue("too-costly", sentence),))
 
 
 def clause(offer: Offer, word: str, value: str, base: str = "") -> Clause:

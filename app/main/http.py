@@ -15,7 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.errors import IsocenterError, Unauthenticated, Unavailable
+from app.errors import BadRequest, IsocenterError, Unauthenticated, Unavailable
 from app.fhir import outcome
 
 log = structlog.get_logger(__name__)
@@ -42,6 +42,7 @@ class RequestId:
         scope.setdefault("state", {})["request_id"] = request_id
         began, reply = time.monotonic(), _Reply(send, request_id)
         try:
+            _refuse_nul(scope)
             await self.app(scope, receive, reply.send)
         except Exception as error:
             if reply.status:
@@ -53,6 +54,11 @@ class RequestId:
             took = round((time.monotonic() - began) * 1000, 1)
             said = {"method": scope["method"], "route": _route(scope), "status": reply.status, "ms": took}
             log.info("request", **said, request_id=request_id)
+
+
+def _refuse_nul(scope: Scope) -> None:
+    if "\0" in scope["path"]:
+        raise BadRequest("an address has no NUL character")
 
 
 class _Reply:

@@ -325,3 +325,28 @@ def test_writes_stay_inside_the_grant(seeded: Server) -> None:
         assert client.get("/fhir/ImagingStudy/s11").status_code == 403
     with seeded.client() as client:
         assert client.get("/fhir/ImagingStudy/s21").json()["subject"] == {"reference": "Patient/p2"}
+
+
+@pytest.mark.parametrize("text", ["%00", "%ff", "%ed%a0%80", "a%00b"])
+def test_bytes_that_are_no_text_are_refused_or_find_nothing(seeded: Server, text: str) -> None:
+    for address in (
+        f"Patient?name={text}",
+        f"Patient?identifier={text}",
+        f"Patient?_id={text}",
+        f"ImagingStudy?patient={text}",
+        f"Patient/{text}",
+        f"Patient/1/_history/{text}",
+    ):
+        with seeded.client() as client:
+            response = client.get(f"/fhir/{address}")
+        assert response.status_code in {200, 400, 404}, address
+        assert "entry" not in response.json(), address
+
+
+def test_a_search_for_more_values_than_a_database_can_plan_is_refused(seeded: Server) -> None:
+    many = ",".join(f"urn:x|{number}" for number in range(2000))
+    for query in (f"identifier={many}", "&".join(["name=a"] * 600), f"_id={','.join(map(str, range(6000)))}"):
+        with seeded.client() as client:
+            response = client.get(f"/fhir/Patient?{query}")
+        assert response.status_code == 400, query[:20]
+        assert response.json()["issue"][0]["code"] == "too-costly"

@@ -75,3 +75,7 @@ def test_what_a_library_logs_with_a_trace_becomes_one_line_without_its_values() 
     assert "Traceback" not in ran.stderr
     assert "ERROR uvicorn.error" in ran.stderr
     assert "ValueError at" in ran.stderr
+
+
+def test_an_address_with_a_nul_is_refused_before_anything_looks_it_up() -> None:
+    assert asyncio.run(asked("/v/%00/")).status_code == 400
