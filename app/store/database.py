@@ -164,7 +164,9 @@ def _sqlite_engine(url: str) -> Engine:
         raise ConfigurationError(
             "ISOCENTER_DATABASE_URL must name a SQLite file; an in-memory database cannot be shared"
         )
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    # Patients and password hashes: nobody else on this machine reads them. SQLite's side files take the file's mode.
+    Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    Path(path).touch(mode=0o600)
     engine = sa.create_engine(
         url, isolation_level="AUTOCOMMIT", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
     )
