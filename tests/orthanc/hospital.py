@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,6 +11,7 @@ from typing import Any
 
 import httpx
 import orjson
+import pytest
 from fhir.resources.R4B import get_fhir_model_class
 from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
@@ -232,3 +234,22 @@ def hospital(store: Store, server: Orthanc, folder: Path, **settings: Any) -> It
 
 def ids(found: Iterable[Json]) -> set[str]:
     return {one["id"] for one in found}
+
+
+@pytest.fixture
+def lite(sqlite_template: Path, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
+    """A hospital on SQLite, every resource of it judged at the end: most cases ask nothing of the engine."""
+    shutil.copy(sqlite_template, tmp_path / "lite.sqlite")
+    store = Store(f"sqlite:///{tmp_path / 'lite.sqlite'}")
+    with hospital(store, clean_orthanc, tmp_path) as made:
+        yield made
+        made.judge()
+    store.close()
+
+
+@pytest.fixture
+def both(store: Store, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
+    """A hospital on each engine."""
+    with hospital(store, clean_orthanc, tmp_path) as made:
+        yield made
+        made.judge()

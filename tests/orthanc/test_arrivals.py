@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +16,16 @@ from sqlalchemy import update
 
 from app.fhir.mapping import imaging_study, worklist
 from app.store import sync
-from app.store.database import Store
 from app.store.tables import cursor
 from app.workflow import arrivals
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
-from tests.orthanc.conftest import Orthanc
-from tests.orthanc.hospital import Hospital, hospital, uid
+from tests.orthanc.hospital import Hospital, both, hospital, lite, uid
 from tests.processes import wait_until
 
+__all__ = ["both", "lite"]
+
 pytestmark = pytest.mark.orthanc
-
-
-@pytest.fixture
-def lite(sqlite_template: Path, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
-    """A hospital on SQLite: most cases ask nothing of the engine."""
-    shutil.copy(sqlite_template, tmp_path / "lite.sqlite")
-    store = Store(f"sqlite:///{tmp_path / 'lite.sqlite'}")
-    with hospital(store, clean_orthanc, tmp_path) as made:
-        yield made
-        made.judge()
-    store.close()
-
-
-@pytest.fixture
-def both(store: Store, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
-    """A hospital on each engine."""
-    with hospital(store, clean_orthanc, tmp_path) as made:
-        yield made
-        made.judge()
 
 
 def other_study(image: Dataset, study: str, series: str = "1") -> Dataset:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,14 +19,14 @@ from app.dicom.orthanc import Orthanc as Client
 from app.fhir.mapping import imaging_study
 from app.store import evidence as readings
 from app.store import outbox, studies
-from app.store.database import Store
 from app.store.outbox import Effect
 from app.store.studies import Stowed
 from app.workflow import arrivals, evidence
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
-from tests.orthanc.conftest import Orthanc
-from tests.orthanc.hospital import RADIOLOGIST, Hospital, hospital, ids
+from tests.orthanc.hospital import RADIOLOGIST, Hospital, both, ids, lite
+
+__all__ = ["both", "lite"]
 
 pytestmark = pytest.mark.orthanc
 
@@ -48,23 +47,6 @@ def ct() -> bytes:
 @cache
 def ct_header() -> Dataset:
     return dcmread(str(get_testdata_file("CT_small.dcm")), stop_before_pixels=True)
-
-
-@pytest.fixture
-def lite(sqlite_template: Path, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
-    shutil.copy(sqlite_template, tmp_path / "lite.sqlite")
-    store = Store(f"sqlite:///{tmp_path / 'lite.sqlite'}")
-    with hospital(store, clean_orthanc, tmp_path) as made:
-        yield made
-        made.judge()
-    store.close()
-
-
-@pytest.fixture
-def both(store: Store, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
-    with hospital(store, clean_orthanc, tmp_path) as made:
-        yield made
-        made.judge()
 
 
 def ordered(at: Hospital) -> Json:

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import shutil
-from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,35 +12,18 @@ from app.access import SYSTEM, Access
 from app.dicom import encapsulated
 from app.errors import Conflict, Forbidden, Unprocessable
 from app.store import outbox, timeline
-from app.store.database import Store
 from app.store.outbox import Claimed
 from app.workflow import reports
 from tests.orthanc import phantoms
 from tests.orthanc import test_evidence as samples
-from tests.orthanc.conftest import Orthanc
-from tests.orthanc.hospital import CT_CHEST, RADIOLOGIST, Hospital, hospital, uid
+from tests.orthanc.hospital import CT_CHEST, RADIOLOGIST, Hospital, both, lite, uid
+
+__all__ = ["both", "lite"]
 
 pytestmark = pytest.mark.orthanc
 
 Json = dict[str, Any]
 RIS = Access("ris", rights=frozenset({reports.SIGN}))
-
-
-@pytest.fixture
-def lite(sqlite_template: Path, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
-    shutil.copy(sqlite_template, tmp_path / "lite.sqlite")
-    store = Store(f"sqlite:///{tmp_path / 'lite.sqlite'}")
-    with hospital(store, clean_orthanc, tmp_path) as made:
-        yield made
-        made.judge()
-    store.close()
-
-
-@pytest.fixture
-def both(store: Store, clean_orthanc: Orthanc, tmp_path: Path) -> Iterator[Hospital]:
-    with hospital(store, clean_orthanc, tmp_path) as made:
-        yield made
-        made.judge()
 
 
 def report(at: Hospital, order: Json, **elements: Any) -> Json:
