@@ -5,15 +5,18 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from app.access import Access
-from app.errors import Conflict
+from app.errors import Conflict, Forbidden
 from app.fhir import resources
 from app.fhir.mapping import imaging_study as mapping
 from app.fhir.mapping.codes import Json
 from app.workflow.orders import natural_key
 
 
-def imaging_study(connection: Connection, _caller: Access, study: Json, before: Json | None) -> None:
+def imaging_study(connection: Connection, caller: Access, study: Json, before: Json | None) -> None:
     """A study keeps its patient and its UID, and exists once: whoever holds its ImagingStudy holds its images."""
+    if caller.studies is not None:
+        # Its "u" is for STOW-RS: what a viewer stores changes the study, not what it says about it.
+        raise Forbidden("a grant for one study stores images; the ImagingStudy follows the archive")
     if before is not None:
         if _owner(study) != _owner(before):
             raise Conflict("an ImagingStudy keeps its patient and its Study Instance UID")

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.access import Access
-from app.errors import Conflict, Unprocessable
+from app.errors import Conflict, Forbidden, Unprocessable
 from app.fhir.mapping.codes import Json
 from app.workflow import guards, reports
 from tests.unit.workflow.conftest import Clinic
@@ -91,9 +91,16 @@ def test_a_withdrawn_report_is_not_brought_back(clinic: Clinic, caller: Access) 
         )
 
 
-def guard_study(clinic: Clinic, now: Json, before: Json | None) -> None:
+def guard_study(clinic: Clinic, now: Json, before: Json | None, caller: Access = PLAIN) -> None:
     with clinic.store.read() as connection:
-        guards.imaging_study(connection, PLAIN, now, before)
+        guards.imaging_study(connection, caller, now, before)
+
+
+def test_a_viewer_that_may_store_images_may_not_write_their_study(clinic: Clinic) -> None:
+    clinic.order()
+    [study] = clinic.find("ImagingStudy")
+    with pytest.raises(Forbidden):
+        guard_study(clinic, study | {"description": "CT"}, study, Access("viewer", studies=frozenset({"1.2.3"})))
 
 
 def test_a_study_cannot_be_given_another_patient_or_another_study_instance_uid(clinic: Clinic) -> None:
