@@ -125,3 +125,11 @@ class ArchiveUnavailable(Unavailable):
 
 class ConfigurationError(IsocenterError):
     """The configuration cannot be used; the message says what to do."""
+
+
+def place(error: BaseException) -> str:
+    """File and line of a failure, for logs: a message may hold patient data, a place does not."""
+    trace = error.__traceback__
+    while trace is not None and trace.tb_next is not None:
+        trace = trace.tb_next
+    return f"{trace.tb_frame.f_code.co_filename.rpartition('/app/')[2]}:{trace.tb_lineno}" if trace else ""

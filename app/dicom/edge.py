@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import time
-import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any, Final, TypeAlias, cast
 
 import pydicom.config
@@ -153,14 +151,8 @@ def _responses(event: evt.Event, items: worklist.Worklist) -> Iterator[Response]
     except errors.Unavailable:
         yield _failure(OUT_OF_RESOURCES, "the worklist cannot be read now"), None
     except Exception as error:  # noqa: BLE001  the door of DIMSE: whatever fails becomes a status, never an abort
-        log.warning("worklist failed", calling=_calling(event), error=_where(error))
+        log.warning("worklist failed", calling=_calling(event), error=type(error).__name__, where=errors.place(error))
         yield _failure(UNABLE_TO_PROCESS, "unable to process"), None
-
-
-def _where(error: Exception) -> str:
-    """Kind and place of an error; its text may name a patient."""
-    frame = traceback.extract_tb(error.__traceback__)[-1]
-    return f"{type(error).__name__} at {Path(frame.filename).name}:{frame.lineno}"
 
 
 def _failure(status: int, comment: str) -> Dataset:
@@ -201,7 +193,13 @@ def _step(event: evt.Event, uid: str, take: Callable[[], None]) -> Dataset:
         if refused.attributes:
             status.AttributeIdentifierList = list(refused.attributes)
     except Exception as error:  # noqa: BLE001  the door of DIMSE: whatever fails becomes a status, never an abort
-        log.warning("performed step failed", calling=_calling(event), mpps_uid=uid, error=_where(error))
+        log.warning(
+            "performed step failed",
+            calling=_calling(event),
+            mpps_uid=uid,
+            error=type(error).__name__,
+            where=errors.place(error),
+        )
         status = _failure(mpps.PROCESSING_FAILURE, "unable to process")
     log.info("performed step", calling=_calling(event), mpps_uid=uid, status=f"{status.Status:04X}")
     return status

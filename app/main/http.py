@@ -15,6 +15,7 @@ from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from app import errors
 from app.errors import BadRequest, IsocenterError, Unauthenticated, Unavailable
 from app.fhir import outcome
 
@@ -89,7 +90,7 @@ async def _translate(request: Request, error: Exception) -> Response:
     request_id = getattr(request.state, "request_id", "")
     path = request.url.path
     if not isinstance(error, IsocenterError | HTTPException | RequestValidationError):
-        log.error("request failed", error=type(error).__name__, where=where(error), request_id=request_id)
+        log.error("request failed", error=type(error).__name__, where=errors.place(error), request_id=request_id)
     if FHIR.match(path):
         status, body, headers = outcome.render(error, request_id)
         return Response(body, status, headers)
@@ -124,11 +125,3 @@ def _json(status: int, body: object, media_type: str, headers: dict[str, str]) -
 def _route(scope: Scope) -> str:
     # The template, not the address: an address may hold a session or a one-time handle.
     return getattr(scope.get("route"), "path", "unmatched")
-
-
-def where(error: BaseException) -> str:
-    """File and line of a failure: messages may hold patient data, places do not."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename.rpartition('/app/')[2]}:{trace.tb_lineno}" if trace else ""

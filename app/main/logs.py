@@ -12,6 +12,7 @@ from pydantic import ValidationError
 from pydantic_settings import SettingsError
 from sqlalchemy.exc import SQLAlchemyError
 
+from app import errors
 from app.errors import IsocenterError
 
 
@@ -31,7 +32,7 @@ def guarded(work: Callable[[], object]) -> None:
     except OSError as error:
         _stop(f"{error.filename or 'a file or socket'}: {error.strerror or type(error).__name__}")
     except Exception as error:  # noqa: BLE001 - whatever it was, its message may hold what nobody may read
-        _stop(f"this should not happen: {type(error).__name__} at {place(error)}")
+        _stop(f"this should not happen: {type(error).__name__} at {errors.place(error)}")
 
 
 def _faults(error: ValidationError) -> Iterable[str]:
@@ -40,14 +41,6 @@ def _faults(error: ValidationError) -> Iterable[str]:
         # Pydantic names the branches of a union in brackets; nobody wrote those.
         where = [str(part) for part in fault["loc"] if "[" not in str(part)]
         yield ": ".join((*where, fault["msg"].removeprefix("Value error, ")))
-
-
-def place(error: BaseException) -> str:
-    """File and line of a failure: messages may hold patient data, places do not."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename.rpartition('/app/')[2]}:{trace.tb_lineno}" if trace else ""
 
 
 def configure() -> None:
@@ -74,7 +67,7 @@ class _Terse(logging.Formatter):
     def format(self, record: logging.LogRecord) -> str:
         line = self.formatMessage(record)
         error = record.exc_info[1] if record.exc_info else None
-        return line if error is None else f"{line} {type(error).__name__} at {place(error)}"
+        return line if error is None else f"{line} {type(error).__name__} at {errors.place(error)}"
 
 
 def _stop(*sentences: str) -> None:

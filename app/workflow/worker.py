@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import structlog
 
+from app import errors
 from app.errors import ArchiveUnavailable
 from app.store import outbox, sync
 from app.store.outbox import Claimed
@@ -105,15 +106,7 @@ def _turn(loop: Loop, stop: threading.Event) -> None:
         except Exception as error:  # noqa: BLE001 - whatever failed is retried; the loop must not end
             failures += 1
             log.error(  # noqa: TRY400 - a trace may hold patient data
-                "step failed", loop=loop.name, error=type(error).__name__, where=_where(error)
+                "step failed", loop=loop.name, error=type(error).__name__, where=errors.place(error)
             )
         if not more:
             stop.wait(min(loop.pause * 2**failures, LONGEST_PAUSE))
-
-
-def _where(error: BaseException) -> str:
-    """File and line of the failure: messages may hold patient data, places do not."""
-    trace = error.__traceback__
-    while trace is not None and trace.tb_next is not None:
-        trace = trace.tb_next
-    return f"{trace.tb_frame.f_code.co_filename.rpartition('/app/')[2]}:{trace.tb_lineno}" if trace else ""
