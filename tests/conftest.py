@@ -118,9 +118,9 @@ FLAGS = (
 )
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Browser]:
-    """One browser for the session; a test opens its own context."""
+    """One browser for a module: while it lives, Playwright holds the event loop and nobody else can run one."""
     binary = program("/usr/bin/chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=binary, args=list(FLAGS))
