@@ -1,0 +1,95 @@
+"""One interaction asked for, by HTTP or by an entry of a Bundle, and its answer (https://hl7.org/fhir/R4/http.html)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from sqlalchemy.engine import Connection
+from starlette.requests import Request
+
+from app.access import Access, Action, Facts, permits
+from app.audit import Record
+from app.errors import Forbidden
+from app.fhir.registry import Offer, offer
+from app.fhir.validation import Json
+from app.settings import Settings
+from app.store.database import Store
+
+Authenticate = Callable[[Request], Access]
+Hook = Callable[[Connection, Access, Json, Json | None], None]
+"""(transaction, caller, resource now, resource before): after a write, in its transaction; may edit, may raise."""
+Guard = Hook
+"""The same before the write, with the resource as the client wants it; raises to refuse."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What every interaction works with; `key` seals paging links."""
+
+    store: Store
+    settings: Settings
+    authenticate: Authenticate
+    hooks: Mapping[str, Hook]
+    guards: Mapping[str, Guard]
+    audit: Callable[[Record], None]
+    key: bytes
+    read_only: bool = False
+
+    @property
+    def base(self) -> str:
+        """The FHIR base as clients see it."""
+        return self.settings.fhir_base
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """One interaction; `about` gathers what its audit record will tell, `headers` have lower-case names."""
+
+    door: Door
+    access: Access
+    interaction: str
+    resource_type: str = ""
+    resource_id: str = ""
+    version: str = ""
+    criteria: tuple[tuple[str, str], ...] = ()
+    """Query and form parameters in their order."""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    body: bytes = b""
+    request_id: str = ""
+    about: dict[str, Any] = field(default_factory=dict[str, Any])
+
+    @property
+    def offer(self) -> Offer:
+        """What is served of the type; NotSupported when nothing is."""
+        return offer(self.resource_type)
+
+    @property
+    def target(self) -> str:
+        """Type, and id when the address has one."""
+        return f"{self.resource_type}/{self.resource_id}".strip("/")
+
+    @property
+    def cause(self) -> str:
+        """What a version says of its making."""
+        return f"{self.interaction} by {self.access.client_id}"
+
+    def permit(self, verb: str) -> None:
+        """Forbidden unless some scope could allow the verb on this type: asked before anything is looked up."""
+        if not permits(self.access, Action(verb, self.resource_type)):
+            raise Forbidden
+
+    def tell(self, facts: Facts) -> None:
+        """Let the audit record name the patient and the study."""
+        self.about["patient_id"] = facts.patient_id
+        self.about["study_uid"] = min(facts.study_uids, default=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Reply:
+    """The answer before it is put into HTTP or into a Bundle entry; `body` is JSON, or nothing."""
+
+    status: int
+    body: bytes = b""
+    headers: Mapping[str, str] = field(default_factory=dict[str, str])

@@ -1,0 +1,173 @@
+"""What can be asked of the index: values that a plan turns into SQL (https://hl7.org/fhir/R4/search.html).
+
+A parameter is known by its name within a type. Names with a suffix are rows of their own: `identifier:of-type`,
+`subject:identifier`, `code:text`, and `code-value-quantity$http://loinc.org|8480-6`, a composite whose first part is
+folded into the name, so that its second part is an ordinary value.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["token", "reference", "date", "string", "number"]
+
+UNDATED = -(2**62)
+"""The sort value of a resource without its natural date: it comes last, whichever way one sorts."""
+
+
+@dataclass(frozen=True, slots=True)
+class Index:
+    """All that is kept beside the bytes so that a search finds them; each entry starts with the parameter's name."""
+
+    tokens: frozenset[tuple[str, str, str]] = frozenset()
+    """(parameter, system, value)"""
+    references: frozenset[tuple[str, str, str]] = frozenset()
+    """(parameter, target type, target id)"""
+    dates: frozenset[tuple[str, int, int]] = frozenset()
+    """(parameter, lo, hi), in milliseconds, hi excluded"""
+    strings: frozenset[tuple[str, str, str]] = frozenset()
+    """(parameter, folded, exact)"""
+    numbers: frozenset[tuple[str, float, float, str, str]] = frozenset()
+    """(parameter, lo, hi, system, code): lo and hi are equal unless the value has a comparator"""
+    patient_id: str | None = None
+    sort: int = UNDATED
+
+
+@dataclass(frozen=True, slots=True)
+class Ids:
+    """The resource is one of these."""
+
+    values: frozenset[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Owner:
+    """The resource is in this patient's compartment."""
+
+    patient_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """A code, an identifier or a URI; a system of None means any ("" none), a value of None any of the system."""
+
+    param: str
+    system: str | None
+    value: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Below:
+    """A URI that is this one or lies below it."""
+
+    param: str
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A reference; a type of None means any."""
+
+    param: str
+    target_type: str | None
+    target_id: str
+
+
+@dataclass(frozen=True, slots=True)
+class Date:
+    """A date compared with the interval [lo, hi) by one of the prefixes of FHIR; `_lastUpdated` is a column."""
+
+    param: str
+    prefix: str
+    lo: int
+    hi: int
+
+
+@dataclass(frozen=True, slots=True)
+class Number:
+    """A number or quantity compared with the interval [lo, hi) that the search value's precision implies.
+
+    A system or code of None means any; `exact` is the value itself, which gt, lt, ge and le compare with.
+    """
+
+    param: str
+    prefix: str
+    exact: float
+    lo: float
+    hi: float
+    system: str | None = None
+    code: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Text:
+    """A string: its beginning or a part of it (folded), or the whole as written."""
+
+    param: str
+    mode: Literal["starts", "contains", "exact"]
+    value: str
+
+
+@dataclass(frozen=True, slots=True)
+class Present:
+    """The parameter has a value at all."""
+
+    param: str
+    kind: Kind
+
+
+@dataclass(frozen=True, slots=True)
+class Link:
+    """A reference leads to something that the query finds: a chain."""
+
+    param: str
+    query: Query
+
+
+@dataclass(frozen=True, slots=True)
+class Referred:
+    """Something that the query finds leads here by its reference `param`: `_has`."""
+
+    param: str
+    query: Query
+
+
+Condition = Ids | Owner | Token | Below | Target | Date | Number | Text | Present | Link | Referred
+
+
+@dataclass(frozen=True, slots=True)
+class Clause:
+    """One condition or another; or none of them."""
+
+    any_of: tuple[Condition, ...]
+    negated: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Key:
+    """One key of an order: `sort` is the natural date, `updated` and `id` are columns, else a parameter's values.
+
+    A resource without a value comes last, whichever way one sorts.
+    """
+
+    by: str = "sort"
+    kind: Kind | Literal["column"] = "column"
+    descending: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """A search: every clause holds, and all clauses of at least one allowance (none restricts nothing).
+
+    Ties of the order are broken by the row's number, in the direction of the last key.
+    """
+
+    resource_type: str
+    clauses: tuple[Clause, ...] = ()
+    allowed: tuple[tuple[Clause, ...], ...] = ((),)
+    order: tuple[Key, ...] = (Key(),)
+
+
+Place = tuple[int | float | str | None, ...]
+"""Where a page ends: the value of each key of the order, then the row's number. JSON carries it."""
