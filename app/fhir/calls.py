@@ -10,7 +10,7 @@ from sqlalchemy.engine import Connection
 from starlette.requests import Request
 
 from app.access import Access, Action, Facts, permits
-from app.audit import Record
+from app.audit import Outcome, Record, of
 from app.errors import Forbidden
 from app.fhir.registry import Offer, offer
 from app.fhir.validation import Json
@@ -22,6 +22,8 @@ Hook = Callable[[Connection, Access, Json, Json | None], None]
 """(transaction, caller, resource now, resource before): after a write, in its transaction; may edit, may raise."""
 Guard = Hook
 """The same before the write, with the resource as the client wants it; raises to refuse."""
+DeleteGuard = Callable[[Connection, Access, Json], None]
+"""(transaction, caller, resource): before a deletion; raises to refuse."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,6 +37,9 @@ class Door:
     guards: Mapping[str, Guard]
     audit: Callable[[Record], None]
     key: bytes
+    delete_guards: Mapping[str, DeleteGuard] = field(default_factory=dict[str, DeleteGuard])
+    audit_in: Callable[[Connection, Record], None] | None = None
+    """Keeps the record of a write in the write's own transaction; without it `audit` keeps it."""
     read_only: bool = False
 
     @property
@@ -79,6 +84,11 @@ class Call:
         """Forbidden unless some scope could allow the verb on this type: asked before anything is looked up."""
         if not permits(self.access, Action(verb, self.resource_type)):
             raise Forbidden
+
+    def record(self, outcome: Outcome) -> Record:
+        """What the audit trail keeps of this call."""
+        about: dict[str, Any] = {"target": self.target, "request_id": self.request_id, **self.about}
+        return of(self.access, Record(door="fhir", action=self.interaction, outcome=outcome, **about))
 
     def tell(self, facts: Facts) -> None:
         """Let the audit record name the patient and the study."""

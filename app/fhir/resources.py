@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
 from typing import Any
@@ -13,13 +13,14 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from app.access import Facts, Value
-from app.errors import BadRequest, Conflict, Issue, NotFound, PreconditionFailed, TooLarge, Unprocessable
+from app.errors import BadRequest, Conflict, Issue, NotFound, TooLarge, Unprocessable
 from app.fhir import index, search, validation
 from app.fhir.registry import offer
 from app.fhir.validation import Json
 from app.store import resources as rows
 from app.store.database import now
-from app.store.resources import Stored
+from app.store.query import Index
+from app.store.resources import Change, Stored
 
 MAX_BODY = 16 * 1024 * 1024
 MAX_FOUND = 10_000
@@ -31,6 +32,18 @@ Tree = dict[str, msgspec.Raw]
 _ENCODER = msgspec.json.Encoder(decimal_format="number")
 _DECODER = msgspec.json.Decoder(dict[str, Any], float_hook=Decimal)
 _TREE = msgspec.json.Decoder(Tree)
+
+
+class _Identifier(msgspec.Struct):
+    system: str = ""
+    value: str = ""
+
+
+class _Identified(msgspec.Struct):
+    identifier: list[_Identifier] = []
+
+
+_IDENTIFIED = msgspec.json.Decoder(_Identified)
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +91,18 @@ def facts(connection: Connection, resource_type: str, resource_id: str) -> Facts
     return facts_of(resource) if resource else Facts(resource_id=resource_id)
 
 
+def facts_told(stored: Stored) -> Facts:
+    """What an audit record may name of a stored resource, without reading all of it."""
+    return Facts(stored.resource_id, stored.patient_id, _study_uids(stored))
+
+
+def _study_uids(stored: Stored) -> frozenset[str]:
+    if stored.resource_type != "ImagingStudy" or not stored.body:
+        return frozenset()
+    found = _IDENTIFIED.decode(stored.body).identifier
+    return frozenset(one.value.removeprefix("urn:oid:") for one in found if one.system == STUDY_UID)
+
+
 def facts_of(resource: Json) -> Facts:
     """What the access decision may know of this resource."""
     known = offer(resource["resourceType"])
@@ -97,50 +122,77 @@ def facts_of(resource: Json) -> Facts:
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def create(connection: Connection, resource_type: str, body: bytes | Draft, *, cause: str) -> Stored:
-    """Store a client's resource under an id of ours."""
-    draft = accepted(resource_type, body)
-    stored = Stored(resource_type, str(uuid.uuid4()), 1, now(), False, draft.body)
-    return _add(connection, stored, cause, None)
-
-
-def update(  # noqa: PLR0913 - one argument for each part of the request
-    connection: Connection,
+def created(  # noqa: PLR0913 - a first version has these parts
     resource_type: str,
-    resource_id: str,
-    body: bytes | Draft,
+    draft: Draft,
     *,
-    if_match: int | None,
     cause: str,
-) -> tuple[Stored, bool]:
-    """Store a client's version of a resource, and whether it is the first; equal content makes no new version."""
-    draft = accepted(resource_type, body)
-    if draft.resource.get("id") != resource_id:
-        raise _bad(f"{resource_type}.id", "must be there and equal the id in the address")
-    before = rows.current(connection, resource_type, resource_id, for_update=True)
-    if if_match is not None and (before is None or before.version != if_match):
-        raise PreconditionFailed("If-Match names another version than the current one")
-    if before is None:
-        new = Stored(resource_type, resource_id, 1, now(), False, draft.body)
-        return _add(connection, new, cause, None), True
-    return _replace(connection, before, draft.body, cause, None), False
+    resource_id: str | None = None,
+    method: str = "POST",
+    natural_key: str | None = None,
+) -> Change:
+    """The first version of a resource, under an id of ours unless one is given."""
+    new = Stored(
+        resource_type, resource_id or str(uuid.uuid4()), 1, now(), False, draft.body, method=method, cause=cause
+    )
+    return _change(new, draft, None, natural_key)
+
+
+def replaced(
+    before: Stored, draft: Draft, *, cause: str, method: str = "PUT", natural_key: str | None = None
+) -> Change | None:
+    """The next version of a resource whose row is locked; None when the content is equal."""
+    if not before.deleted and _is_same(before.body, draft.body):
+        return None
+    new = replace(
+        before,
+        version=before.version + 1,
+        updated=max(now(), before.updated),
+        deleted=False,
+        body=draft.body,
+        method=method,
+        cause=cause,
+    )
+    return _change(new, draft, before, natural_key)
+
+
+def deleted(before: Stored, *, cause: str) -> Change:
+    """The version that says it was deleted, of a resource whose row is locked."""
+    new = replace(
+        before,
+        version=before.version + 1,
+        updated=max(now(), before.updated),
+        deleted=True,
+        body=b"",
+        patient_id=None,
+        method="DELETE",
+        cause=cause,
+    )
+    return Change(new, Index(), before)
+
+
+def _change(new: Stored, draft: Draft, before: Stored | None, natural_key: str | None) -> Change:
+    resource = {**draft.resource, "id": new.resource_id}
+    found = index.extract(resource, offer(new.resource_type))
+    return Change(_spliced(replace(new, patient_id=found.patient_id)), found, before, natural_key)
 
 
 def put(connection: Connection, resource: Json, *, cause: str, natural_key: str | None = None) -> Stored:
     """Store a resource of our own under the id it has; equal content makes no new version."""
     body = dumps(resource)
     resource_type, resource_id = resource["resourceType"], resource["id"]
-    accepted(resource_type, body)
+    draft = accepted(resource_type, body)
     before = rows.current(connection, resource_type, resource_id, for_update=True)
     if before is None:
+        new = created(resource_type, draft, cause=cause, resource_id=resource_id, method="", natural_key=natural_key)
         try:
-            return _add(connection, Stored(resource_type, resource_id, 1, now(), False, body), cause, natural_key)
+            return rows.write(connection, [new])[0]
         except Conflict:
             # Another transaction was first: ours is the next version, unless the natural key is another's.
             before = rows.current(connection, resource_type, resource_id, for_update=True)
             if before is None:
                 raise
-    return _replace(connection, before, body, cause, natural_key)
+    return _put(connection, before, replaced(before, draft, cause=cause, method="", natural_key=natural_key))
 
 
 def edit(
@@ -161,9 +213,12 @@ def edit(
             tree.pop(f"_{name}", None)
         elif _canonical(known.get(name)) != _canonical(value):
             tree[name] = msgspec.Raw(_ENCODER.encode(value))
-    body = _ENCODER.encode(tree)
-    accepted(resource_type, body)
-    return _replace(connection, before, body, cause, None)
+    draft = accepted(resource_type, _ENCODER.encode(tree))
+    return _put(connection, before, replaced(before, draft, cause=cause, method=""))
+
+
+def _put(connection: Connection, before: Stored, change: Change | None) -> Stored:
+    return rows.write(connection, [change])[0] if change else before
 
 
 def accepted(resource_type: str, body: bytes | Draft) -> Draft:
@@ -174,32 +229,36 @@ def accepted(resource_type: str, body: bytes | Draft) -> Draft:
         raise TooLarge(f"a resource may have at most {MAX_BODY} bytes")
     resource = validation.parse(body)
     if resource.get("resourceType") != resource_type:
-        raise _bad("resourceType", f"must be {resource_type} here")
+        raise bad("resourceType", f"must be {resource_type} here")
     issues = validation.validate(resource, resource_type)
     if issues:
         raise Unprocessable(issues=tuple(issues))
     return Draft(resource, body)
 
 
-def _bad(expression: str, diagnostics: str) -> BadRequest:
+def bad(expression: str, diagnostics: str) -> BadRequest:
+    """The refusal of a body for one element."""
     return BadRequest(issues=(Issue("invalid", diagnostics, expression),))
 
 
-def _add(connection: Connection, new: Stored, cause: str, natural_key: str | None) -> Stored:
-    new = _spliced(new)
-    resource = loads(new.body)
-    rows.add(connection, new, index.extract(resource, offer(new.resource_type)), cause=cause, natural_key=natural_key)
-    return new
+def _is_same(left: bytes, right: bytes) -> bool:
+    return _outline(left) == _outline(right) or _content(left) == _content(right)
 
 
-def _replace(connection: Connection, before: Stored, body: bytes, cause: str, natural_key: str | None) -> Stored:
-    if not before.deleted and _content(before.body) == _content(body):
-        return before
-    new = Stored(before.resource_type, before.resource_id, before.version + 1, max(now(), before.updated), False, body)
-    new = _spliced(new)
-    known = index.extract(loads(new.body), offer(new.resource_type))
-    rows.replace(connection, new, known, cause=cause, natural_key=natural_key)
-    return new
+def _outline(body: bytes) -> dict[str, bytes]:
+    """The bytes of each element but those that every version changes."""
+    return {name: bytes(raw) for name, raw in _TREE.decode(body).items() if name not in {"id", "meta"}} | {
+        f"meta.{name}": bytes(raw)
+        for name, raw in _META.decode(body).meta.items()
+        if name not in {"versionId", "lastUpdated"}
+    }
+
+
+class _Meta(msgspec.Struct):
+    meta: dict[str, msgspec.Raw] = {}
+
+
+_META = msgspec.json.Decoder(_Meta)
 
 
 def _content(body: bytes) -> bytes:
@@ -229,7 +288,7 @@ def _spliced(new: Stored) -> Stored:
     own: Tree = {"id": msgspec.Raw(_ENCODER.encode(new.resource_id)), "meta": msgspec.Raw(_ENCODER.encode(meta))}
     first: Tree = {"resourceType": tree["resourceType"], **{name: own[name] for name in own if name not in tree}}
     ordered = {**first, **tree, **own} if len(first) > 1 else {**tree, **own}
-    return Stored(new.resource_type, new.resource_id, new.version, new.updated, False, _ENCODER.encode(ordered))
+    return replace(new, body=_ENCODER.encode(ordered))
 
 
 def instant(milliseconds: int) -> str:

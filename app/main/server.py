@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Callable, Mapping
+import re
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-from fastapi import APIRouter, FastAPI, Request
+from fastapi import FastAPI, Request
 from sqlalchemy.engine import Connection
+from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access import Access
 from app.audit import Record
 from app.dicom import gateway
 from app.dicom.gateway import Gateway, Parts
 from app.fhir import resources, rest
+from app.fhir.calls import Door, Hook
 from app.fhir.mapping import report, worklist
 from app.fhir.validation import Json
 from app.main import demo_ehr, http, launches, probes
@@ -27,11 +30,8 @@ from app.viewer import routes as viewer
 from app.viewer import sessions
 from app.workflow import guards, orders, reports, site
 
-GUARDS: Mapping[str, rest.Guard] = {
-    "DiagnosticReport": reports.guard,
-    "ImagingStudy": guards.imaging_study,
-    "Provenance": guards.provenance,
-}
+DISCOVERY = "/fhir/.well-known/"
+IN_SESSION = re.compile(r"/v/(?P<session>[^/]+)/fhir(?:/|$)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,12 +61,37 @@ def create_app(settings: Settings) -> FastAPI:
 
     app = FastAPI(title="Isocenter", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.house = house
+    fhir, in_session = _fhir(house, _by_token(store), read_only=False), _session_fhir(house)
     _mount(app, house)
+    app.add_middleware(Front, fhir=fhir, in_session=in_session)
     http.install(app)
     return app
 
 
+class Front:
+    """Leads what is under a FHIR base straight to it: the framework's own routing costs more than most reads."""
+
+    def __init__(self, app: ASGIApp, fhir: ASGIApp, in_session: ASGIApp) -> None:
+        """`in_session` serves `/v/{session}/fhir`."""
+        self.app, self.fhir, self.in_session = app, fhir, in_session
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        path: str = scope.get("path", "")
+        if scope["type"] != "http" or path.startswith(DISCOVERY):
+            await self.app(scope, receive, send)
+        elif path == "/fhir" or path.startswith("/fhir/"):
+            scope["root_path"] = "/fhir"
+            await self.fhir(scope, receive, send)
+        elif found := IN_SESSION.match(path):
+            scope["root_path"], scope["path_params"] = found[0].rstrip("/"), {"session": found["session"]}
+            await self.in_session(scope, receive, send)
+        else:
+            await self.app(scope, receive, send)
+
+
 def _mount(app: FastAPI, house: House) -> None:
+    """Everything but FHIR."""
     store, settings = house.store, house.settings
     by_token = _by_token(store)
     by_cookie = sessions.authenticate(store, settings)
@@ -77,28 +102,33 @@ def _mount(app: FastAPI, house: House) -> None:
     app.include_router(launches.routes(store, settings, by_token, house.audit))
     app.include_router(gateway.routes(house.gateway, by_token, lambda _: settings.dicomweb_base), prefix="/dicom-web")
     app.include_router(gateway.routes(house.gateway, by_cookie, _session_base), prefix="/v/{session}/dicom-web")
-    app.include_router(_fhir(house, by_cookie, read_only=True), prefix="/v/{session}/fhir")
     exchange = viewer_launch.own_server(settings)
     app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit))
     if settings.demo:
         demo_ehr.mount(app, store, settings)
-    app.include_router(_fhir(house, by_token, read_only=False), prefix="/fhir")
 
 
-def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only: bool) -> APIRouter:
-    return rest.routes(
+def _session_fhir(house: House) -> rest.Interface:
+    return _fhir(house, sessions.authenticate(house.store, house.settings), read_only=True)
+
+
+def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only: bool) -> rest.Interface:
+    door = Door(
         store=house.store,
         settings=house.settings,
         authenticate=authenticate,
-        hooks={} if read_only else _hooks(house.site),
-        guards={} if read_only else GUARDS,
+        hooks=_hooks(house.site),
+        guards=guards.GUARDS,
+        delete_guards=guards.DELETE_GUARDS,
         audit=house.audit,
+        audit_in=audit_log.add,
         key=keys.wrapping_secret(house.settings),
         read_only=read_only,
     )
+    return rest.Interface(door)
 
 
-def _hooks(where: site.Site) -> dict[str, rest.Hook]:
+def _hooks(where: site.Site) -> dict[str, Hook]:
     def ordered(connection: Connection, caller: Access, order: Json, before: Json | None) -> None:
         orders.received(where, connection, caller, order, before)
 

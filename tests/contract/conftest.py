@@ -13,15 +13,15 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
-from starlette.exceptions import HTTPException
+from starlette.applications import Starlette
+from starlette.requests import Request
 from starlette.types import ASGIApp
 
 from app.access import Access, parse_scopes
 from app.audit import Record
-from app.errors import IsocenterError, Unauthenticated
-from app.fhir import outcome, rest
+from app.errors import Unauthenticated
+from app.fhir.calls import DeleteGuard, Door, Guard, Hook
+from app.fhir.rest import Interface
 from app.settings import Settings
 from app.store.database import Store
 from tests.processes import wait_until
@@ -59,8 +59,9 @@ class Server:
     store: Store
     settings: Settings
     callers: dict[str, Access] = field(default_factory=lambda: {"all": caller("system/*.cruds")})
-    hooks: dict[str, rest.Hook] = field(default_factory=dict)
-    guards: dict[str, rest.Guard] = field(default_factory=dict)
+    hooks: dict[str, Hook] = field(default_factory=dict)
+    guards: dict[str, Guard] = field(default_factory=dict)
+    delete_guards: dict[str, DeleteGuard] = field(default_factory=dict)
     records: list[Record] = field(default_factory=list)
     url: str = ""
 
@@ -75,19 +76,23 @@ class Server:
         return found
 
     def app(self) -> ASGIApp:
-        app = FastAPI(openapi_url=None)
-        parts = {"store": self.store, "settings": self.settings, "authenticate": self.authenticate}
-        parts |= {"hooks": self.hooks, "guards": self.guards, "audit": self.records.append, "key": b"k" * 32}
-        app.include_router(rest.routes(**parts), prefix="/fhir")
-        app.include_router(rest.routes(**parts, read_only=True), prefix="/v/{session}/fhir")
-        for kind in (IsocenterError, HTTPException, RequestValidationError):
-            app.add_exception_handler(kind, _render)
+        app = Starlette()
+        app.mount("/fhir", Interface(self.door()))
+        app.mount("/v/{session}/fhir", Interface(self.door(read_only=True)))
         return app
 
-
-def _render(request: Request, error: Exception) -> Response:
-    status, body, headers = outcome.render(error, request.headers.get("x-request-id", ""))
-    return Response(body, status, headers)
+    def door(self, *, read_only: bool = False) -> Door:
+        return Door(
+            store=self.store,
+            settings=self.settings,
+            authenticate=self.authenticate,
+            hooks=self.hooks,
+            guards=self.guards,
+            delete_guards=self.delete_guards,
+            audit=self.records.append,
+            key=b"k" * 32,
+            read_only=read_only,
+        )
 
 
 @pytest.fixture

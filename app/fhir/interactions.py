@@ -1,0 +1,402 @@
+"""What can be done with one resource, with its conditional forms (https://hl7.org/fhir/R4/http.html).
+
+A write is planned and carried out in one transaction: `planner` parses and validates before it begins, the plan it
+makes decides on the locked row, `carry_out` writes all plans of the transaction at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from urllib.parse import parse_qsl
+
+from sqlalchemy.engine import Connection
+
+from app.access import Action, decide
+from app.errors import BadRequest, Conflict, Forbidden, Gone, IsocenterError, Issue, NotFound, PreconditionFailed
+from app.fhir import binary, granted, http, outcome, patch, resources, search, shaping
+from app.fhir.calls import Call, Reply
+from app.fhir.registry import offers
+from app.fhir.resources import Draft
+from app.fhir.validation import Json
+from app.store import resources as rows
+from app.store.resources import Change, Stored
+
+
+@dataclass(slots=True)
+class Plan:
+    """One write, decided but not yet carried out. Without a change `stored` stands as it is, if anything does."""
+
+    call: Call
+    status: int
+    change: Change | None = None
+    stored: Stored | None = None
+    before: Json | None = None
+
+    @property
+    def resource_id(self) -> str:
+        """The id of what is written, or of what stands."""
+        known = self.change.new if self.change else self.stored
+        return known.resource_id if known else self.call.resource_id
+
+
+Planner = Callable[[Connection], Plan]
+Work = Callable[[Connection], Reply]
+
+
+# --- reading -------------------------------------------------------------------------------------------------
+
+
+def read(call: Call, connection: Connection) -> Reply:
+    """`GET [base]/[type]/[id]`."""
+    call.permit("r")
+    stored = visible(call, connection)
+    return _shown(call, stored)
+
+
+def vread(call: Call, connection: Connection) -> Reply:
+    """`GET [base]/[type]/[id]/_history/[version]`: allowed who may read both this version and the current one."""
+    call.permit("r")
+    current = _readable(call, connection)
+    if current is None:
+        raise _absent(call, "r", None)
+    number = call.version
+    is_number = number.isdecimal() and number.isascii() and len(number) < 10
+    stored = rows.version(connection, call.resource_type, call.resource_id, int(number)) if is_number else None
+    if stored is None:
+        raise NotFound("there is no such version of it")
+    if stored.deleted:
+        raise Gone("this version says that it was deleted")
+    if stored.version != current.version and not granted.readable(call.access, stored):
+        raise Forbidden
+    return _shown(call, stored)
+
+
+def visible(call: Call, connection: Connection) -> Stored:
+    """The current version if the caller may read it. What it may not and what is not there look the same to it."""
+    stored = _readable(call, connection)
+    if stored is None or stored.deleted:
+        raise _absent(call, "r", stored)
+    return stored
+
+
+def _readable(call: Call, connection: Connection) -> Stored | None:
+    stored = rows.current(connection, call.resource_type, call.resource_id)
+    if stored is None:
+        return None
+    call.tell(resources.facts_told(stored))
+    is_hidden = stored.deleted and granted.is_bounded(call.access, Action("r", call.resource_type))
+    if is_hidden or not (stored.deleted or granted.readable(call.access, stored)):
+        raise Forbidden
+    return stored
+
+
+def _absent(call: Call, verb: str, stored: Stored | None) -> IsocenterError:
+    if granted.is_bounded(call.access, Action(verb, call.resource_type)):
+        return Forbidden()
+    return Gone() if stored else NotFound()
+
+
+def _shown(call: Call, stored: Stored) -> Reply:
+    headers = http.version_headers(stored)
+    if http.is_known(call.headers, stored):
+        return Reply(304, b"", headers)
+    headers["Content-Location"] = _address(call, stored)
+    if stored.resource_type == "Binary" and (content := binary.content(stored.body, call.headers)):
+        return Reply(200, content.body, headers | content.headers)
+    return Reply(200, shaping.shaped(stored.body, call.offer, call.criteria), headers)
+
+
+def _address(call: Call, stored: Stored) -> str:
+    return f"{call.door.base}/{stored.resource_type}/{stored.resource_id}/_history/{stored.version}"
+
+
+# --- planning a write ----------------------------------------------------------------------------------------
+
+
+def planner(call: Call) -> Planner:
+    """What decides the call's write in its transaction; the body is judged here, before the transaction begins."""
+    return _PLANNERS[call.interaction](call)
+
+
+def prepare(call: Call) -> Work:
+    """The whole write as the work of one transaction."""
+    decided = planner(call)
+    return lambda connection: carry_out(connection, [decided(connection)])[0]
+
+
+def _create(call: Call) -> Planner:
+    """`POST [base]/[type]`, with If-None-Exist only when nothing matches."""
+    call.permit("c")
+    draft = _draft(call)
+    condition = call.headers.get("if-none-exist")
+    criteria = None if condition is None else parse_qsl(condition.lstrip("?"), keep_blank_values=True)
+
+    def decided(connection: Connection) -> Plan:
+        if criteria is not None and (found := _match(call, connection, criteria)):
+            return Plan(call, 200, stored=found)
+        return _first(call, connection, draft, call.resource_id or None)
+
+    return decided
+
+
+def _update(call: Call) -> Planner:
+    """`PUT [base]/[type]/[id]`, which creates what is not there, and `PUT [base]/[type]?criteria`."""
+    call.permit("u")
+    http.if_match(call.headers)
+    draft = _draft(call)
+    given = draft.resource.get("id")
+    if call.resource_id and given != call.resource_id:
+        raise resources.bad(f"{call.resource_type}.id", "must be there and equal the id in the address")
+
+    def decided(connection: Connection) -> Plan:
+        if call.resource_id:
+            return _put(call, connection, draft, call.resource_id)
+        found = _match(call, connection, _criteria(call))
+        if found is None:
+            return _put_unmatched(call, connection, draft)
+        if given not in {None, found.resource_id}:
+            raise resources.bad(f"{call.resource_type}.id", "must be absent or the id of the resource that matches")
+        return _put(call, connection, draft, found.resource_id)
+
+    return decided
+
+
+def _put_unmatched(call: Call, connection: Connection, draft: Draft) -> Plan:
+    given = draft.resource.get("id")
+    if "if-match" in call.headers:
+        raise PreconditionFailed("If-Match names a version, and nothing matches")
+    if given is None:
+        call.permit("c")
+        return _first(call, connection, draft, None)
+    if rows.current(connection, call.resource_type, given) is not None:
+        raise Conflict("the criteria match nothing, and the id of the body is another resource's")
+    return _put(call, connection, draft, given)
+
+
+def _put(call: Call, connection: Connection, draft: Draft, resource_id: str) -> Plan:
+    known = rows.current(connection, call.resource_type, resource_id, for_update=True)
+    _require_version(call, known)
+    if known is None:
+        if granted.is_bounded(call.access, Action("u", call.resource_type)):
+            raise Forbidden
+        return _first(call, connection, draft, resource_id, "u")
+    return _next(call, connection, known, draft)
+
+
+def _patch(call: Call) -> Planner:
+    """`PATCH [base]/[type]/[id]` or `?criteria`, by JSON Patch or FHIRPath Patch."""
+    call.permit("u")
+    http.if_match(call.headers)
+    change = patch.read(call.headers.get("content-type", ""), call.body)
+
+    def decided(connection: Connection) -> Plan:
+        resource_id = call.resource_id
+        if not resource_id:
+            found = _match(call, connection, _criteria(call))
+            if found is None:
+                raise NotFound("nothing matches")
+            resource_id = found.resource_id
+        known = rows.current(connection, call.resource_type, resource_id, for_update=True)
+        if known is not None and not known.deleted:
+            _allow(call, "u", resources.loads(known.body))
+        _require_version(call, known)
+        if known is None or known.deleted:
+            raise _absent(call, "u", known)
+        draft = resources.accepted(call.resource_type, resources.dumps(change(resources.loads(known.body))))
+        return _next(call, connection, known, draft)
+
+    return decided
+
+
+def _delete(call: Call) -> Planner:
+    """`DELETE [base]/[type]/[id]` or `?criteria`: what is gone already is no fault, what others refer to stays."""
+    call.permit("d")
+    http.if_match(call.headers)
+
+    def decided(connection: Connection) -> Plan:
+        resource_id = call.resource_id
+        if not resource_id:
+            found = _match(call, connection, _criteria(call))
+            if found is None:
+                return Plan(call, 204)
+            resource_id = found.resource_id
+        known = rows.current(connection, call.resource_type, resource_id, for_update=True)
+        if known is None or known.deleted:
+            if granted.is_bounded(call.access, Action("d", call.resource_type)):
+                raise Forbidden
+            _require_version(call, known)
+            return Plan(call, 204, stored=known)
+        before = resources.loads(known.body)
+        _allow(call, "d", before)
+        _require_version(call, known)
+        guard = call.door.delete_guards.get(call.resource_type)
+        if guard:
+            guard(connection, call.access, before)
+        return Plan(call, 204, resources.deleted(known, cause=call.cause), known, before)
+
+    return decided
+
+
+_PLANNERS: dict[str, Callable[[Call], Planner]] = {
+    "create": _create,
+    "update": _update,
+    "patch": _patch,
+    "delete": _delete,
+}
+
+
+def _draft(call: Call) -> Draft:
+    if call.resource_type == "Binary" and not http.is_json(call.headers):
+        draft = resources.accepted("Binary", binary.wrapped(call.headers, call.body, call.resource_id))
+    else:
+        http.require_json(call.headers)
+        draft = resources.accepted(call.resource_type, call.body)
+    shaping.check_whole(draft.resource)
+    return draft
+
+
+def _first(call: Call, connection: Connection, draft: Draft, resource_id: str | None, verb: str = "c") -> Plan:
+    kept = {name: value for name, value in draft.resource.items() if name != "id"}
+    resource = {**kept, "id": resource_id} if resource_id else kept
+    _allow(call, verb, resource)
+    _guard(call, connection, resource, None)
+    method = "POST" if call.interaction == "create" else "PUT"
+    change = resources.created(call.resource_type, draft, cause=call.cause, resource_id=resource_id, method=method)
+    return Plan(call, 201, change)
+
+
+def _next(call: Call, connection: Connection, known: Stored, draft: Draft) -> Plan:
+    before = None if known.deleted else resources.loads(known.body)
+    if known.deleted and granted.is_bounded(call.access, Action("u", call.resource_type)):
+        raise Forbidden
+    for resource in filter(None, (before, {**draft.resource, "id": known.resource_id})):
+        _allow(call, "u", resource)
+    _guard(call, connection, draft.resource, before)
+    method = "PATCH" if call.interaction == "patch" else "PUT"
+    change = resources.replaced(known, draft, cause=call.cause, method=method)
+    return Plan(call, 201 if known.deleted else 200, change, known, before)
+
+
+def _require_version(call: Call, known: Stored | None) -> None:
+    wanted = http.if_match(call.headers)
+    if wanted is not None and (known is None or known.version != wanted):
+        raise PreconditionFailed("If-Match names another version than the current one")
+    if call.headers.get("if-none-match", "").strip() == "*" and known is not None and not known.deleted:
+        raise PreconditionFailed("If-None-Match: * asks for a resource that is not there yet")
+
+
+def _allow(call: Call, verb: str, resource: Json) -> None:
+    facts = resources.facts_of(resource)
+    call.tell(facts)
+    if not decide(call.access, Action(verb, call.resource_type), facts):
+        raise Forbidden
+
+
+def _guard(call: Call, connection: Connection, wanted: Json, before: Json | None) -> None:
+    guard = call.door.guards.get(call.resource_type)
+    if guard:
+        guard(connection, call.access, wanted, before)
+
+
+# --- conditions ----------------------------------------------------------------------------------------------
+
+
+def _criteria(call: Call) -> list[tuple[str, str]]:
+    return [(name, value) for name, value in call.criteria if name not in http.FORMATS]
+
+
+def _match(call: Call, connection: Connection, criteria: Sequence[tuple[str, str]]) -> Stored | None:
+    """The one resource that the criteria find; equal criteria of two callers wait for each other."""
+    found = matches(call, connection, call.resource_type, criteria)
+    if len(found) > 1:
+        raise PreconditionFailed(issues=(Issue("multiple-matches", "the criteria match more than one resource"),))
+    return found[0] if found else None
+
+
+def matches(
+    call: Call, connection: Connection, resource_type: str, criteria: Sequence[tuple[str, str]]
+) -> list[Stored]:
+    """At most two resources that the criteria find and the caller may find; never all for want of criteria."""
+    if not granted.may_search(call.access, resource_type):
+        raise Forbidden
+    offer = offers()[resource_type]
+    wanted = search.parse(offer, criteria, call.door.base)
+    if not search.has_criteria(wanted):
+        raise PreconditionFailed("a condition needs at least one search criterion")
+    rows.lock(connection, f"{resource_type}?{sorted(wanted.applied)}")
+    query = granted.confine(wanted.query, offer, call.access)
+    return [hit.stored for hit in rows.search(connection, query, limit=2)]
+
+
+# --- carrying out --------------------------------------------------------------------------------------------
+
+
+def carry_out(connection: Connection, plans: Sequence[Plan]) -> list[Reply]:
+    """Write all changes at once, then let each have its consequences; the replies in the order of the plans."""
+    written = iter(rows.write(connection, [plan.change for plan in plans if plan.change]))
+    for plan in plans:
+        if plan.change:
+            plan.stored = next(written)
+    gone = [plan.stored for plan in plans if plan.change and plan.stored and plan.stored.deleted]
+    _require_unreferred(connection, gone)
+    for plan in plans:
+        _consequences(connection, plan)
+    return [reply(plan) for plan in plans]
+
+
+def _consequences(connection: Connection, plan: Plan) -> None:
+    """What the arrival of a resource causes may change the resource itself."""
+    hook = plan.call.door.hooks.get(plan.call.resource_type)
+    stored = plan.stored
+    if hook is None or stored is None or stored.deleted or plan.change is None:
+        return
+    hook(connection, plan.call.access, resources.loads(stored.body), plan.before)
+    plan.stored = rows.current(connection, stored.resource_type, stored.resource_id) or stored
+
+
+def _require_unreferred(connection: Connection, gone: Sequence[Stored]) -> None:
+    for stored in gone:
+        kinds = rows.referring_types(connection, _pointing_to(stored.resource_type), stored)
+        if kinds:
+            raise Conflict(f"it is referred to by {', '.join(kinds)}: delete those, or their references, first")
+
+
+def _pointing_to(resource_type: str) -> list[tuple[str, str]]:
+    """(type, parameter) of the references that may lead to this type."""
+    return [
+        (offer.resource_type, name)
+        for offer in offers().values()
+        for name, parameter in offer.search.items()
+        if parameter.type == "reference" and (not parameter.targets or resource_type in parameter.targets)
+    ]
+
+
+def reply(plan: Plan) -> Reply:
+    """What the client hears of a write, as long as it likes to hear it."""
+    call, stored = plan.call, plan.stored
+    if stored is None:
+        return Reply(plan.status)
+    call.about["target"] = f"{stored.resource_type}/{stored.resource_id}"
+    headers = http.version_headers(stored)
+    if plan.status == 204:
+        return Reply(204, b"", headers)
+    headers["Location"] = _address(call, stored)
+    match http.preferences(call.headers).get("return"):
+        case "minimal":
+            return Reply(plan.status, b"", headers)
+        case "OperationOutcome":
+            told = Issue("informational", f"version {stored.version} is stored", severity="information")
+            return Reply(plan.status, resources.dumps(outcome.outcome([told], call.request_id)), headers)
+        case _:
+            return Reply(plan.status, stored.body, {**headers, "Content-Location": headers["Location"]})
+
+
+def require_form(call: Call) -> list[tuple[str, str]]:
+    """The criteria of `POST …/_search`: those of the address, then those of the form."""
+    http.require_form(call.headers)
+    try:
+        form = parse_qsl(call.body.decode(), keep_blank_values=True, max_num_fields=1000)
+    except (UnicodeDecodeError, ValueError) as error:
+        raise BadRequest("the form is not UTF-8, or has too many fields") from error
+    return [*call.criteria, *form]
