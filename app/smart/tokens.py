@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from collections.abc import Callable, Mapping
+from functools import lru_cache
 from typing import Any
 
 from fastapi import Request
@@ -33,17 +35,35 @@ def authenticate(store: Store) -> Callable[[str], Access]:
 
     def access(token: str) -> Access:
         with store.read() as connection:
-            row = grants.living_token(connection, opaque.digest(token), now())
-        if row is None:
-            raise Unauthenticated("the access token is unknown, expired or revoked")
-        return access_of(row)
+            return find(connection, token)
 
     return access
 
 
+def find(connection: Connection, token: str) -> Access:
+    """The access of the grant behind an access token, asked anew each time: a revocation counts at once."""
+    row = grants.bearer(connection, opaque.digest(token), now())
+    if row is None:
+        raise Unauthenticated("the access token is unknown, expired or revoked")
+    return _access(row)
+
+
+@lru_cache(maxsize=4096)
+def _access(row: grants.Bearer) -> Access:
+    """Equal rows mean the same access; only reading the scopes is spared, never the look-up."""
+    grant_id, client_id, user_id, fhir_user, patient_id, studies, scope = row
+    scopes, words = _parsed(scope)
+    allowed: list[str] | None = json.loads(studies) if studies else None
+    bound = None if allowed is None else frozenset(allowed)
+    return Access(client_id, grant_id, user_id, fhir_user, patient_id, bound, scopes, words)
+
+
+_parsed = lru_cache(maxsize=1024)(parse_scopes)
+
+
 def access_of(grant_row: Mapping[str, Any]) -> Access:
     """The access a grant gives; of a token's row, what the token narrowed it to."""
-    scopes, words = parse_scopes(grant_row.get("token_scope") or grant_row["scope"])
+    scopes, words = _parsed(grant_row.get("token_scope") or grant_row["scope"])
     studies = grant_row["studies"]
     return Access(
         client_id=grant_row["client_id"],

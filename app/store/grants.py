@@ -183,6 +183,29 @@ def living_token(connection: Connection, digest: str, at: int) -> Row | None:
     return _one(connection, joined.add_columns(*columns).where(*fresh))
 
 
+def bearer(connection: Connection, digest: str, at: int) -> Bearer | None:
+    """The same for the hot path, by the driver: what a caller may do, of a token and grant that live."""
+    at_driver = connection.connection.driver_connection
+    if at_driver is None:
+        return None
+    statement = _BEARER_SQLITE if connection.dialect.name == "sqlite" else _BEARER_POSTGRES
+    row: Bearer | None = at_driver.execute(statement, (digest, at, at)).fetchone()
+    return row
+
+
+Bearer = tuple[str, str, str | None, str | None, str | None, str | None, str]
+"""(grant, client, user, fhirUser, patient, studies as JSON, scopes)"""
+
+# One statement, one round trip; it keeps the rules of `living_token`, and a test holds the two together.
+_BEARER_SQLITE = """
+SELECT g.id, g.client_id, g.user_id, g.fhir_user, g.patient_id, CAST(g.studies AS TEXT),
+       CASE t.scope WHEN '' THEN g.scope ELSE t.scope END
+FROM accesstoken t JOIN accessgrant g ON g.id = t.grant_id JOIN client c ON c.id = g.client_id
+WHERE t.hash = ? AND t.kind = 'access' AND t.expires > ? AND g.expires > ? AND g.revoked IS NULL AND NOT c.disabled
+"""
+_BEARER_POSTGRES = _BEARER_SQLITE.replace("?", "%s")
+
+
 def spend_token(connection: Connection, digest: str, at: int) -> bool:
     """Mark a refresh token as rotated; whether this call was the first and in time."""
     token = access_token.c
