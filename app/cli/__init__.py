@@ -20,6 +20,7 @@ Role = Literal["all", "api", "edge", "worker"]
 ELSEWHERE = {
     "check": ("checks", "check"),
     "client": ("apps", "client_commands"),
+    "index": ("index", "index_commands"),
     "modality": ("scanner", "modality_commands"),
     "sync": ("archive", "sync_commands"),
     "user": ("apps", "user_commands"),
@@ -99,7 +100,8 @@ def serve(role: Role = "all") -> None:
 
 @app.command()
 def migrate() -> None:
-    """Bring the database to head."""
-    from app.store import schema
+    """Bring the database to head, and the search index with it."""
+    from app.cli.index import progress
+    from app.fhir import rebuild
 
-    schema.migrate_url(Settings().database)
+    rebuild.upgrade(Settings().database, progress)

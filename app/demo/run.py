@@ -6,11 +6,11 @@ import os
 import sys
 from pathlib import Path
 
+from app.fhir import rebuild
 from app.main import processes
 from app.main.signals import stopped_by_signal
 from app.main.supervisor import Supervisor
 from app.settings import Settings
-from app.store import schema
 
 
 def environment(data_dir: Path) -> None:
@@ -26,7 +26,7 @@ def demo(data_dir: Path, *, once: bool) -> int:
     """The whole demo; the exit status."""
     environment(data_dir)
     settings = Settings()
-    schema.migrate_url(settings.database)
+    rebuild.upgrade(settings.database)
     supervisor = Supervisor()
     stop = stopped_by_signal()
     try:
