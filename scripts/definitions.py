@@ -59,6 +59,7 @@ SERVED = (
 )
 # Every profile of a datatype that the base resources themselves name.
 DATATYPE_PROFILES = ("SimpleQuantity", "MoneyQuantity")
+COMPARTMENTS = ("Patient", "Encounter", "Practitioner", "Device")
 
 
 def load(package: Path, kind: str) -> list[Json]:
@@ -216,6 +217,17 @@ def all_codes(concepts: list[Json]) -> Iterator[str]:
         yield from all_codes(concept.get("concept", []))
 
 
+def implied_systems(names: list[str], package: Path) -> Json:
+    """The one code system of each value set that has just one: what a plain code of that element implies."""
+    known = {tail(item["url"]): item for item in sorted(load(package, "ValueSet"), key=lambda one: one["url"])[::-1]}
+    found: Json = {}
+    for name in names:
+        systems = {item.get("system") for item in known.get(name, {}).get("compose", {}).get("include", [])}
+        if len(systems) == 1 and None not in systems:
+            found[name] = systems.pop()
+    return found
+
+
 # --- search parameters -----------------------------------------------------------------------------------------
 
 
@@ -255,6 +267,51 @@ def part_of(expression: str, base: str) -> str:
     return " | ".join(mine)
 
 
+# --- summaries and compartments --------------------------------------------------------------------------------
+
+
+def summaries(definitions: list[Json]) -> Json:
+    """For each served type the elements that a summary shows, and those that must stay in whatever is cut out."""
+    return {
+        definition["id"]: {
+            "summary": [path for element in inner(definition) if element.get("isSummary") for path in spelled(element)],
+            "mandatory": [
+                path
+                for element in inner(definition)
+                if element["min"] or element.get("isModifier")
+                for path in spelled(element)
+            ],
+        }
+        for definition in definitions
+        if definition["id"] in SERVED
+    }
+
+
+def inner(definition: Json) -> list[Json]:
+    """The elements inside a type."""
+    return definition["snapshot"]["element"][1:]
+
+
+def spelled(element: Json) -> list[str]:
+    """The path of an element below its type, as JSON names it: a choice has a name for each of its types."""
+    path = element["path"].partition(".")[2]
+    if not path.endswith("[x]"):
+        return [path]
+    return [path[:-3] + one["code"][0].upper() + one["code"][1:] for one in element["type"]]
+
+
+def compartments(package: Path) -> Json:
+    """For each compartment its address, and the parameters that lead from a served type into it."""
+    found: Json = {}
+    for definition in load(package, "CompartmentDefinition"):
+        # Beside the compartments HL7 publishes an example of one.
+        if definition["code"] in COMPARTMENTS and tail(definition["url"]) == definition["code"].lower():
+            members = {row["code"]: row["param"] for row in definition["resource"] if "param" in row}
+            types = {name: members[name] for name in SERVED if name in members}
+            found[definition["code"]] = {"url": definition["url"], "params": types}
+    return found
+
+
 # --- writing ---------------------------------------------------------------------------------------------------
 
 
@@ -272,10 +329,15 @@ def write_lists(name: str, content: Json) -> None:
 def main(package: Path) -> None:
     """Everything, from the package's folder."""
     OUT.mkdir(parents=True, exist_ok=True)
-    rows = structures(load(package, "StructureDefinition"))
+    definitions = load(package, "StructureDefinition")
+    rows = structures(definitions)
+    codes = value_sets(rows, package)
     write("structures.json", rows)
-    write_lists("value-sets.json", value_sets(rows, package))
+    write_lists("value-sets.json", codes)
+    write("systems.json", implied_systems(list(codes), package))
     write("search-parameters.json", search_parameters(package))
+    write_lists("summaries.json", summaries(definitions))
+    write("compartments.json", compartments(package))
 
 
 if __name__ == "__main__":

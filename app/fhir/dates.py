@@ -1,13 +1,14 @@
-"""Dates as intervals of milliseconds (https://hl7.org/fhir/R4/search.html#date); a value without a zone is UTC."""
+"""Dates as intervals of milliseconds; a zone is given for those without one (https://hl7.org/fhir/R4/search.html#date)."""
 
 from __future__ import annotations
 
 import re
 from calendar import monthrange
-from datetime import UTC, datetime, timedelta, timezone
+from datetime import UTC, datetime, timedelta, timezone, tzinfo
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
+_DAY = 86_400_000
 _FORM = re.compile(
     r"(?P<year>\d{4})(?:-(?P<month>\d\d)(?:-(?P<day>\d\d)"
     r"(?:T(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?(?P<zone>Z|[+-]\d\d:\d\d)?)?)?)?",
@@ -21,20 +22,20 @@ MOST = 2**62
 Interval = tuple[int, int]
 
 
-def interval(text: str) -> Interval | None:
+def interval(text: str, zone: tzinfo = UTC) -> Interval | None:
     """[lo, hi) of a date, dateTime or instant of any precision; None when it is none."""
     found = _FORM.fullmatch(text)
     if found is None:
         return None
     try:
-        start = _start(found)
+        start = _start(found, zone)
         lo = (start - _EPOCH) // _MILLISECOND
         return lo, lo + _width(found, start)
     except (ValueError, OverflowError):
         return None
 
 
-def _start(found: re.Match[str]) -> datetime:
+def _start(found: re.Match[str], zone: tzinfo) -> datetime:
     fraction = (found["fraction"] or "0")[:6].ljust(6, "0")
     leap = found["second"] == "60"
     start = datetime(
@@ -45,25 +46,41 @@ def _start(found: re.Match[str]) -> datetime:
         int(found["minute"] or 0),
         59 if leap else int(found["second"] or 0),
         int(fraction),
-        tzinfo=_zone(found["zone"]),
+        tzinfo=_zone(found["zone"], zone),
     )
     return start + timedelta(seconds=leap)
 
 
-def _zone(text: str | None) -> timezone:
-    if text is None or text == "Z":
+def _zone(text: str | None, otherwise: tzinfo) -> tzinfo:
+    if text is None:
+        return otherwise
+    if text == "Z":
         return UTC
     minutes = int(text[1:3]) * 60 + int(text[4:6])
     return timezone(timedelta(minutes=-minutes if text[0] == "-" else minutes))
 
 
 def _width(found: re.Match[str], start: datetime) -> int:
-    day = 86_400_000
     if found["fraction"]:
         return 10 ** max(0, 3 - len(found["fraction"]))
-    for part, width in (("second", 1000), ("minute", 60_000), ("day", day)):
+    for part, width in (("second", 1000), ("minute", 60_000)):
         if found[part]:
             return width
+    return _days(found, start) * _DAY + _shift(found, start)
+
+
+def _days(found: re.Match[str], start: datetime) -> int:
+    if found["day"]:
+        return 1
     if found["month"]:
-        return monthrange(start.year, start.month)[1] * day
-    return (366 if monthrange(start.year, 2)[1] == 29 else 365) * day
+        return monthrange(start.year, start.month)[1]
+    return 366 if monthrange(start.year, 2)[1] == 29 else 365
+
+
+def _shift(found: re.Match[str], start: datetime) -> int:
+    """What the clock's change inside the interval adds: a day of summer time's end has 25 hours."""
+    if start.tzinfo is UTC or start.year == 9999:
+        return 0
+    end = start.replace(tzinfo=None) + timedelta(days=_days(found, start))
+    before, after = start.utcoffset(), end.replace(tzinfo=start.tzinfo).utcoffset()
+    return (before - after) // _MILLISECOND if before is not None and after is not None else 0

@@ -67,6 +67,20 @@ def elements(structure: str) -> Iterator[Element]:
             yield _element(element, row)
 
 
+@cache
+def element(structure: str, name: str) -> Element | None:
+    """One element by its name without [x], inherited ones included; None when the structure has none."""
+    rows = read("structures.json")
+    base: str | None = structure
+    while base is not None:
+        own = rows[base].get("elements", {})
+        for spelling in (name, f"{name}[x]"):
+            if spelling in own:
+                return _element(spelling, own[spelling])
+        base = rows[base].get("base")
+    return None
+
+
 def rules(structure: str) -> Iterator[tuple[str, str, str]]:
     """Where stated, key and sentence of every rule of severity error, inherited ones included."""
     for name in lineage(structure):
