@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-import time
-import uuid
+from collections.abc import Awaitable, Iterable
 from http import HTTPStatus
+from time import perf_counter
 
 import structlog
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from starlette.datastructures import MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -21,7 +21,8 @@ from app.fhir import outcome
 
 log = structlog.get_logger(__name__)
 
-REQUEST_ID = re.compile(r"[A-Za-z0-9._:\-]{1,64}")
+REQUEST_ID = re.compile(rb"[A-Za-z0-9._:\-]{1,64}")
+NOSNIFF = (b"x-content-type-options", b"nosniff")
 FHIR = re.compile(r"(/v/[^/]+)?/fhir(/|$)")
 OAUTH = {400: "invalid_request", 401: "invalid_client", 403: "access_denied", 503: "temporarily_unavailable"}
 
@@ -38,10 +39,9 @@ class RequestId:
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        given = dict(scope["headers"]).get(b"x-request-id", b"").decode("latin-1")
-        request_id = given if REQUEST_ID.fullmatch(given) else str(uuid.uuid4())
+        request_id = _request_id(scope["headers"])
         scope.setdefault("state", {})["request_id"] = request_id
-        began, reply = time.monotonic(), _Reply(send, request_id)
+        began, reply = perf_counter(), _Reply(send, request_id)
         try:
             _refuse_nul(scope)
             await self.app(scope, receive, reply.send)
@@ -52,9 +52,14 @@ class RequestId:
             response = await _translate(Request(scope, receive), error)
             await response(scope, receive, reply.send)
         finally:
-            took = round((time.monotonic() - began) * 1000, 1)
-            said = {"method": scope["method"], "route": _route(scope), "status": reply.status, "ms": took}
-            log.info("request", **said, request_id=request_id)
+            log.info(
+                "request",
+                method=scope["method"],
+                route=_route(scope),
+                status=reply.status,
+                ms=round((perf_counter() - began) * 1000, 1),
+                request_id=request_id,
+            )
 
 
 def _refuse_nul(scope: Scope) -> None:
@@ -62,21 +67,33 @@ def _refuse_nul(scope: Scope) -> None:
         raise BadRequest("an address has no NUL character")
 
 
+def _request_id(headers: Iterable[tuple[bytes, bytes]]) -> str:
+    """The caller's, when it is a plain one; else a new one."""
+    for name, value in headers:
+        if name == b"x-request-id" and REQUEST_ID.fullmatch(value):
+            return value.decode()
+    return os.urandom(16).hex()
+
+
 class _Reply:
     """The answer on its way out: gets the headers every answer has, and its status is remembered."""
+
+    __slots__ = ("_request_id", "_send", "status")
 
     def __init__(self, send: Send, request_id: str) -> None:
         self.status = 0
         self._send = send
         self._request_id = request_id
 
-    async def send(self, message: Message) -> None:
+    def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["X-Request-Id"] = self._request_id
-            headers.setdefault("X-Content-Type-Options", "nosniff")
-        await self._send(message)
+            headers = message.setdefault("headers", [])
+            # Each answer is our own list; none names the request before this.
+            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode())]
+            if all(name != NOSNIFF[0] for name, _ in headers):
+                message["headers"].append(NOSNIFF)
+        return self._send(message)
 
 
 def install(app: FastAPI) -> None:
