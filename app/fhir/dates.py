@@ -1,10 +1,12 @@
-"""Dates as intervals of milliseconds; a zone is given for those without one (https://hl7.org/fhir/R4/search.html#date)."""
+"""Dates as intervals of milliseconds; one without a zone is in the site's (https://hl7.org/fhir/R4/search.html#date)."""
 
 from __future__ import annotations
 
 import re
 from calendar import monthrange
 from datetime import UTC, datetime, timedelta, timezone, tzinfo
+
+from app.fhir.site import here
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MILLISECOND = timedelta(milliseconds=1)
@@ -22,13 +24,13 @@ MOST = 2**62
 Interval = tuple[int, int]
 
 
-def interval(text: str, zone: tzinfo = UTC) -> Interval | None:
+def interval(text: str, zone: tzinfo | None = None) -> Interval | None:
     """[lo, hi) of a date, dateTime or instant of any precision; None when it is none."""
     found = _FORM.fullmatch(text)
     if found is None:
         return None
     try:
-        start = _start(found, zone)
+        start = _start(found, zone or here().zone)
         lo = (start - _EPOCH) // _MILLISECOND
         return lo, lo + _width(found, start)
     except (ValueError, OverflowError):

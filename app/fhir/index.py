@@ -6,12 +6,11 @@ a study of a thousand instances is indexed on every change.
 
 from __future__ import annotations
 
-import hashlib
 import re
 import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, tzinfo
+from datetime import tzinfo
 from functools import cache, lru_cache
 from sys import float_info
 from typing import Any
@@ -19,14 +18,13 @@ from typing import Any
 from app.errors import ConfigurationError
 from app.fhir import dates, paths
 from app.fhir.paths import Condition, Leaf, Step
-from app.fhir.registry import Offer, Parameter, offers
+from app.fhir.registry import Offer, Parameter
+from app.fhir.site import here
 from app.store.query import UNDATED, Index
 
 Json = dict[str, Any]
 Pair = tuple[str, str]
 
-FORMAT = 1
-"""Counts up when the same registry and resource give another index than before."""
 CURRENCIES = "urn:iso:std:iso:4217"
 _LOCAL = re.compile(r"([A-Za-z]+)/([A-Za-z0-9\-.]{1,64})(?:/_history/[A-Za-z0-9\-.]+)?")
 _HISTORY = re.compile(r"/_history/[A-Za-z0-9\-.]+$")
@@ -40,14 +38,18 @@ class _Rows:
 
     __slots__ = ("dates", "numbers", "own", "references", "strings", "tokens", "zone")
 
-    def __init__(self, own: str, zone: tzinfo) -> None:
-        self.own = own
+    def __init__(self, base: str, zone: tzinfo) -> None:
+        self.own = f"{base}/" if base else ""
         self.zone = zone
         self.tokens: set[tuple[str, str, str]] = set()
         self.references: set[tuple[str, str, str]] = set()
         self.dates: set[tuple[str, int, int]] = set()
         self.strings: set[tuple[str, str, str]] = set()
         self.numbers: set[tuple[str, float, float, str, str]] = set()
+
+    def blank(self) -> _Rows:
+        """None found yet, at the same site."""
+        return _Rows(self.own.removesuffix("/"), self.zone)
 
 
 Reader = Callable[[Any, _Rows], None]
@@ -56,10 +58,11 @@ _Factory = Callable[[str, Leaf, Parameter], Reader]
 """Makes the reader of one leaf of one parameter, which is found by that name."""
 
 
-def extract(resource: Json, offer: Offer, base: str = "", zone: tzinfo = UTC) -> Index:
-    """The index of one valid resource; `base` is our own address, `zone` reads dates that name none."""
+def extract(resource: Json, offer: Offer, base: str | None = None, zone: tzinfo | None = None) -> Index:
+    """The index of one valid resource; another address or zone than the site's may be given."""
     walk, asked = _program(offer)
-    rows = _Rows(f"{base}/" if base else "", zone)
+    base = here().base if base is None else base
+    rows = _Rows(base, zone or here().zone)
     walk(resource, rows)
     for name in asked:
         if (name, "", "true") not in rows.tokens:
@@ -75,12 +78,12 @@ def extract(resource: Json, offer: Offer, base: str = "", zone: tzinfo = UTC) ->
     )
 
 
-def patient_id(resource: Json, offer: Offer, base: str = "") -> str | None:
+def patient_id(resource: Json, offer: Offer, base: str | None = None) -> str | None:
     """The one patient the resource is about; None when it names several, or one that is not here: nobody's, then."""
     walk = _patients(offer)
     if walk is None:
         return None
-    rows = _Rows(f"{base}/" if base else "", UTC)
+    rows = _Rows(here().base if base is None else base, here().zone)
     walk(resource, rows)
     found = {(kind, one) for _, kind, one in rows.references}
     found -= {pair for pair in found if pair[0] == "#" and _is_nobody(resource, pair[1])}
@@ -99,23 +102,13 @@ def fold(text: str) -> str:
     return " ".join("".join(char for char in plain if not unicodedata.combining(char)).casefold().split())
 
 
-def target(reference: Any, base: str = "") -> Pair | None:
+def target(reference: Any, base: str | None = None) -> Pair | None:
     """(type, id) of a Reference or its text; a foreign address stands whole beside an empty type."""
     text = reference.get("reference") if isinstance(reference, dict) else reference
     if not isinstance(text, str) or text.startswith("#"):
         return None
+    base = here().base if base is None else base
     return _pair(text, f"{base}/" if base else "")
-
-
-def digest(base: str = "", zone: tzinfo = UTC) -> str:
-    """Another one means that the index kept so far must be built anew."""
-    facts = [
-        f"{offer.resource_type}.{one.name} {one.type} {offer.sort} {offer.patient} {one.leaves} {one.components}"
-        for offer in offers().values()
-        for one in offer.search.values()
-    ]
-    text = "\n".join([str(FORMAT), base, str(zone), *sorted(facts)])
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 # --- the walk -------------------------------------------------------------------------------------------------
@@ -326,6 +319,7 @@ def _contact(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
 # --- references -----------------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=256)
 def _pair(text: str, own: str) -> Pair:
     if own and text.startswith(own):
         local = _LOCAL.fullmatch(text, len(own))
@@ -541,11 +535,11 @@ def _composite(name: str, leaf: Leaf, parameter: Parameter) -> Reader:
     first, second = (_part(leaf.kind, component) for component in parameter.components)
 
     def read(value: Json, rows: _Rows) -> None:
-        heads = _Rows(rows.own, rows.zone)
+        heads = rows.blank()
         first(value, heads)
         if not heads.tokens and not heads.references:
             return
-        found = _Rows(rows.own, rows.zone)
+        found = rows.blank()
         second(value, found)
         for head in _heads(heads):
             full = f"{name}${head}"

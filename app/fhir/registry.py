@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -12,6 +13,8 @@ from typing import Any
 from app.errors import ConfigurationError, NotSupported
 from app.fhir import definitions, paths
 from app.fhir.paths import Leaf
+from app.fhir.site import here
+from app.store.query import key
 
 _PACKAGE = Path(__file__).parents[1]
 # In a wheel the fact-books lie inside the package, in a checkout beside it.
@@ -19,9 +22,13 @@ _FOLDERS = (_PACKAGE / "_capability", _PACKAGE.parent / "capability")
 _COLUMNS = frozenset({"_id", "_lastUpdated"})
 """Parameters of every type that the resource row itself answers."""
 
+INDEX_FORMAT = 1
+"""Counts up when `app.fhir.index` makes another index than before of the same resource and the same registry."""
 INTERACTIONS = (
     *("read", "vread", "update", "patch", "delete", "history-instance", "history-type", "create", "search-type"),
 )
+SUFFIXES = (":text", ":of-type", ":identifier")
+"""What follows a parameter's name where the index keeps rows of their own for a modifier."""
 SYSTEM_INTERACTIONS = ("transaction", "batch", "history-system", "search-system")
 MODIFIERS: Mapping[str, tuple[str, ...]] = {
     "token": ("missing", "not", "text", "of-type"),
@@ -123,6 +130,7 @@ def read(text: str) -> Mapping[str, Offer]:
         }
         search = {**_given(name, row), **_own(name, row, canonical), **shared}
         found[name] = _offer(name, merged, search)
+    _refuse_equal_keys(found.values())
     return found
 
 
@@ -132,6 +140,29 @@ def offer(resource_type: str) -> Offer:
     if found is None:
         raise NotSupported("this server does not offer that resource type")
     return found
+
+
+def digest() -> str:
+    """What decides the index, in short: when it is another, the index kept so far must be built anew."""
+    lines = [f"{INDEX_FORMAT} {here().zone}"]
+    for one in offers().values():
+        lines.append(f"{one.resource_type} {one.sort} {one.patient}")
+        for name, parameter in one.search.items():
+            parts = [(part.type, part.leaves) for part in parameter.components]
+            lines.append(f"{name} {parameter.type} {parameter.leaves} {sorted(parameter.targets)} {parts}")
+    return hashlib.sha256("\n".join(sorted(lines)).encode()).hexdigest()
+
+
+def _refuse_equal_keys(found: Iterable[Offer]) -> None:
+    """Index rows know a parameter by a number made of its name: two must not share one."""
+    taken: dict[int, str] = {}
+    for one in found:
+        for name in one.search:
+            for suffix in ("", *SUFFIXES):
+                full = f"{one.resource_type}.{name}{suffix}"
+                other = taken.setdefault(key(one.resource_type, name + suffix), full)
+                if other != full:
+                    raise ConfigurationError(f"resources.toml: {full} has the key of {other}")
 
 
 def _offer(name: str, row: Mapping[str, Any], search: Mapping[str, Parameter]) -> Offer:
