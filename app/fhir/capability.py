@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
 from app.fhir import definitions
 from app.fhir.outcome import MEDIA_TYPE
-from app.fhir.registry import INTERACTIONS, Offer, offers
-from app.fhir.search import COMMON
+from app.fhir.registry import INTERACTIONS, MODIFIERS, SYSTEM_INTERACTIONS, Offer, Parameter, offers
 from app.settings import Settings
 
 Json = dict[str, Any]
@@ -16,35 +16,70 @@ Json = dict[str, Any]
 FHIR_VERSION = "4.0.1"
 DATE = "2026-11-22"
 """When what is offered changed last."""
+RESOURCE_ID = "isocenter"
 READING = frozenset({"read", "vread", "search-type"})
+"""What a viewer session may do."""
+PATCH_FORMATS = ("application/json-patch+json", MEDIA_TYPE)
 _OAUTH = ("authorize", "token", "introspect", "revoke")
 _OAUTH_URIS = "http://fhir-registry.smarthealthit.org/StructureDefinition/oauth-uris"
 _SECURITY_SERVICE = "http://terminology.hl7.org/CodeSystem/restful-security-service"
 
 
 def statement(settings: Settings, *, read_only: bool = False) -> Json:
-    """What this server offers at its FHIR base."""
+    """What this server offers at its FHIR base, or in a viewer session."""
+    rest: Json = {
+        "mode": "server",
+        "security": _security(settings),
+        "resource": [_resource(offer, read_only) for offer in offers().values()],
+    }
     return {
         "resourceType": "CapabilityStatement",
+        "id": RESOURCE_ID,
+        "url": f"{settings.fhir_base}/metadata",
+        "name": "Isocenter",
         **_release(),
         "kind": "instance",
         "software": {"name": "Isocenter", "version": version("isocenter")},
         "implementation": {"description": "Isocenter: imaging over FHIR", "url": settings.fhir_base},
         "fhirVersion": FHIR_VERSION,
         "format": [MEDIA_TYPE, "json"],
-        "rest": [
-            {
-                "mode": "server",
-                "security": _security(settings),
-                "resource": [_resource(offer, read_only) for offer in offers().values()],
-            }
-        ],
+        **({} if read_only else {"patchFormat": list(PATCH_FORMATS)}),
+        "rest": [rest if read_only else {**rest, **_system()}],
     }
 
 
 def terminology() -> Json:
     """What this server offers of terminology: nothing."""
     return {"resourceType": "TerminologyCapabilities", **_release(), "kind": "capability"}
+
+
+def modifiers(parameter: Parameter) -> tuple[str, ...]:
+    """The modifiers a parameter takes; a reference also takes each type it may point to."""
+    taken = (name for name in MODIFIERS[parameter.type] if name != "of-type" or "Identifier" in parameter.kinds)
+    return (*taken, *(sorted(parameter.targets & offers().keys()) if parameter.type == "reference" else ()))
+
+
+def common() -> Iterator[tuple[str, Json]]:
+    """HL7's rows of the parameters that every type takes, by their name."""
+    known = definitions.read("search-parameters.json")["Resource"]
+    shared = next(iter(offers().values())).search.keys()
+    yield from ((name, known[name]) for name in sorted(known) if name in shared or name in {"_id", "_lastUpdated"})
+
+
+def includes(offer: Offer) -> list[str]:
+    """What `_include` takes for this type, by one parameter each."""
+    names = sorted(name for name, parameter in offer.search.items() if parameter.type == "reference")
+    return [f"{offer.resource_type}:{name}" for name in names]
+
+
+def rev_includes(offer: Offer) -> list[str]:
+    """What `_revinclude` takes that may lead here."""
+    return [
+        f"{other.resource_type}:{name}"
+        for other in offers().values()
+        for name, parameter in sorted(other.search.items())
+        if parameter.type == "reference" and offer.resource_type in (parameter.targets or {offer.resource_type})
+    ]
 
 
 def _release() -> Json:
@@ -57,40 +92,70 @@ def _security(settings: Settings) -> Json:
     return {"extension": [{"url": _OAUTH_URIS, "extension": uris}], "cors": True, "service": [service]}
 
 
+def _system() -> Json:
+    """What is offered at the base itself."""
+    into = definitions.read("compartments.json")
+    return {
+        "interaction": [{"code": code} for code in SYSTEM_INTERACTIONS],
+        "searchParam": [{"name": name, "definition": row["url"], "type": row["type"]} for name, row in common()],
+        "compartment": [into[name]["url"] for name in sorted(into) if name in offers()],
+    }
+
+
 def _resource(offer: Offer, read_only: bool) -> Json:
     served = offer.interactions & READING if read_only else offer.interactions
-    update: Json = {"updateCreate": True} if "update" in served else {}
-    return {
+    found: Json = {
         "type": offer.resource_type,
         "profile": f"http://hl7.org/fhir/StructureDefinition/{offer.resource_type}",
+        "documentation": _documentation(offer, served),
         "interaction": [{"code": code} for code in INTERACTIONS if code in served],
-        "versioning": "versioned",
+        "versioning": "versioned-update" if "update" in served else "versioned" if "vread" in served else "no-version",
         "readHistory": "vread" in served,
-        **update,
-        "conditionalRead": "not-match",
-        "referencePolicy": ["literal"],
+        **_conditions(served),
+        "referencePolicy": ["literal", "logical"],
         **(_search(offer) if "search-type" in served else {}),
     }
+    return {name: value for name, value in found.items() if value != ""}
+
+
+def _conditions(served: frozenset[str]) -> Json:
+    """The conditional forms: each interaction that is served has its own."""
+    return {
+        **({"updateCreate": True} if "update" in served else {}),
+        **({"conditionalCreate": True} if "create" in served else {}),
+        "conditionalRead": "full-support",
+        **({"conditionalUpdate": True} if "update" in served else {}),
+        **({"conditionalDelete": "single"} if "delete" in served else {}),
+    }
+
+
+def _documentation(offer: Offer, served: frozenset[str]) -> str:
+    """What clients cannot read out of the other elements."""
+    parts: list[str] = []
+    if "create" in offer.interactions and "create" in served and offer.protected:
+        names = ", ".join(sorted(offer.protected))
+        parts.append(f"Where the server made the resource, clients cannot change {names}.")
+    aliases = [f"{alias} for {name}" for alias, name in sorted(offer.aliases.items()) if not name.startswith("_")]
+    if aliases:
+        parts.append(f"Search also takes {', '.join(aliases)}.")
+    return " ".join(parts)
 
 
 def _search(offer: Offer) -> Json:
-    shared = definitions.read("search-parameters.json")["Resource"]
-    own = [(name, parameter.url, parameter.type) for name, parameter in offer.search.items()]
-    common = [(name, shared[name]["url"], shared[name]["type"]) for name in COMMON]
-    found: Json = {
-        "searchInclude": includes(offer),
-        "searchRevInclude": [
-            f"{other.resource_type}:{name}"
-            for other in offers().values()
-            for name, parameter in sorted(other.search.items())
-            if parameter.type == "reference" and offer.resource_type in (parameter.targets or {offer.resource_type})
-        ],
-        "searchParam": [{"name": name, "definition": url, "type": kind} for name, url, kind in sorted(own + common)],
+    rows = [_parameter(parameter) for parameter in offer.search.values()]
+    rows += [
+        {"name": name, "definition": row["url"], "type": row["type"]}
+        for name, row in common()
+        if name not in offer.search
+    ]
+    return {
+        "searchInclude": ["*", *includes(offer)],
+        "searchRevInclude": ["*", *rev_includes(offer)],
+        "searchParam": sorted(rows, key=lambda row: row["name"]),
     }
-    return {name: value for name, value in found.items() if value}
 
 
-def includes(offer: Offer) -> list[str]:
-    """What `_include` takes for this type."""
-    names = sorted(name for name, parameter in offer.search.items() if parameter.type == "reference")
-    return [f"{offer.resource_type}:{name}" for name in names]
+def _parameter(parameter: Parameter) -> Json:
+    taken = " ".join(f":{name}" for name in modifiers(parameter) if name in MODIFIERS[parameter.type])
+    row = {"name": parameter.name, "definition": parameter.url, "type": parameter.type}
+    return {**row, "documentation": f"Modifiers: {taken}"} if taken else row
