@@ -3,28 +3,36 @@
 from __future__ import annotations
 
 import re
-import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from datetime import UTC, tzinfo
+from functools import partial
+from typing import Any
 
 from app.errors import BadRequest, Issue
-from app.fhir import dates, index
-from app.fhir.registry import MODIFIERS, Offer, Parameter, offers
-from app.store.resources import Clause, Condition, Date, Ids, Order, Present, Query, Target, Text, Token
+from app.fhir import shaping
+from app.fhir.conditions import KINDS, Site, refusal, targets
+from app.fhir.criteria import COMMON, CONTROLS, clause, criterion, legal, unknown
+from app.fhir.registry import Offer, Parameter, offers
+from app.fhir.shaping import WHOLE, Shape
+from app.store.query import Clause, Ids, Key, Link, Query, Referred
+
+__all__ = ["COMMON", "CONTROLS", "clause", "legal", "refusal"]
 
 Criteria = Sequence[tuple[str, str]]
+Kinds = Sequence[Offer]
 
 DEFAULT_COUNT = 50
 MAX_COUNT = 1000
 MAX_VALUES = 500
 MAX_IDS = 5000
-CONTROLS = ("_count", "_sort", "_include", "_revinclude")
-"""What shapes the answer and is no criterion."""
-COMMON = ("_id", "_lastUpdated")
-PREFIXES = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
-_PREFIX = re.compile(rf"(?P<prefix>{'|'.join(PREFIXES)})?(?P<date>\d.*)")
-_BLANK_ZONE = re.compile(r" (\d\d:\d\d)$")
-_KINDS = {"uri": "token", "token": "token", "date": "date", "string": "string", "reference": "reference"}
+MAX_KEYS = 8
+FORMATS = ("_format", "_pretty")
+"""Parameters about the answer's form, taken by every interaction."""
+TOTALS = ("none", "estimate", "accurate")
+ITERATING = ("iterate", "recurse")
+"""What R4 and its forerunner call the modifier of an include that follows includes."""
+_COLUMNS = {"_id": "id", "_lastUpdated": "updated"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,229 +42,268 @@ class Include:
     resource_type: str
     param: str
     target_type: str = ""
+    iterate: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class Search:
-    """A request for a page: what is looked for, and how it is shown. `applied` is what the self link repeats."""
+    """A request for a page: what is looked for, and how it is shown."""
 
     query: Query
-    count: int
-    applied: tuple[tuple[str, str], ...]
+    applied: tuple[tuple[str, str], ...] = ()
+    """What was understood, in the registry's spelling: the self link repeats it."""
+    count: int = DEFAULT_COUNT
     include: tuple[Include, ...] = ()
     revinclude: tuple[Include, ...] = ()
+    total: str = ""
+    shape: Shape = WHOLE
+    ignored: tuple[Issue, ...] = ()
+    """What a lenient search did not understand."""
+
+    @property
+    def counts_only(self) -> bool:
+        """Whether the client wants to know how many there are, and nothing else."""
+        return self.count == 0 or self.shape.summary == "count"
 
 
-def parse(offer: Offer, criteria: Criteria, base: str = "") -> Search:
-    """The search; BadRequest names the first word that is not understood. `base` is our own address in references."""
-    words = [(name, value) for name, value in criteria if name not in CONTROLS]
-    query = Query(
-        resource_type=offer.resource_type,
-        clauses=tuple(clause(offer, name, value, base) for name, value in words if value),
-        order=_order(offer, _single(criteria, "_sort")),
+@dataclass(frozen=True, slots=True)
+class _Part:
+    """One parameter understood: what it demands of each type, or the setting it makes."""
+
+    word: str
+    value: str
+    clauses: tuple[Clause, ...] = ()
+    setting: Any = None
+
+
+def parse(offer: Offer, criteria: Criteria, base: str = "", *, zone: tzinfo = UTC, lenient: bool = False) -> Search:
+    """The search; BadRequest names the first word that is not understood, unless a lenient one ignores it.
+
+    `base` is our own address before references, `zone` reads times that name none.
+    """
+    return together([offer], criteria, Site(base, zone), lenient=lenient)[0]
+
+
+def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = False) -> list[Search]:
+    """One search of several types, each with its own query: every type must understand every word."""
+    if any("\0" in word + value for word, value in criteria):
+        # PostgreSQL keeps no NUL, so nothing could match.
+        raise BadRequest("a search parameter has no NUL character")
+    parts: list[_Part] = []
+    ignored: list[Issue] = []
+    for word, value in criteria:
+        try:
+            _refuse_repeated(word, parts)
+            part = _part(kinds, word, value, site)
+        except BadRequest as error:
+            if not lenient:
+                raise
+            ignored.extend(replace(issue, severity="warning") for issue in error.issues)
+        else:
+            parts.extend([part] if value else [])
+    found = [_search(number, kind, parts, tuple(ignored)) for number, kind in enumerate(kinds)]
+    for one in found:
+        _check_size(one.query)
+    return found
+
+
+def has_criteria(search: Search) -> bool:
+    """Whether anything restricts what is found: a condition without criteria would mean everything."""
+    return bool(search.query.clauses)
+
+
+def _search(number: int, kind: Offer, parts: Sequence[_Part], ignored: tuple[Issue, ...]) -> Search:
+    set_by = {part.word: part.setting for part in parts}
+    include, revinclude = (
+        tuple(one for part in parts if part.word.partition(":")[0] == word for one in part.setting)
+        for word in ("_include", "_revinclude")
     )
+    shape = Shape(set_by.get("_summary", ""), set_by.get("_elements", ()))
+    if shape.summary == "text" and (include or revinclude):
+        raise refusal("_summary=text goes with no _include", "_summary")
+    shaping.check(shape)
+    orders = set_by.get("_sort")
+    clauses = tuple(part.clauses[number] for part in parts if part.clauses)
+    query = Query(kind.resource_type, clauses, natural=kind.sort)
     return Search(
-        query=query,
-        count=_count(_single(criteria, "_count")),
-        applied=tuple((name, value) for name, value in criteria if value),
-        include=tuple(_include(value) for name, value in criteria if name == "_include"),
-        revinclude=tuple(_include(value) for name, value in criteria if name == "_revinclude"),
+        query=replace(query, order=orders[number]) if orders else query,
+        applied=tuple((part.word, part.value) for part in parts),
+        count=set_by.get("_count", DEFAULT_COUNT),
+        include=include,
+        revinclude=revinclude,
+        total=set_by.get("_total", ""),
+        shape=shape,
+        ignored=ignored,
     )
 
 
-def check_size(query: Query) -> None:
+def _part(kinds: Kinds, word: str, value: str, site: Site) -> _Part:
+    name, _, modifier = word.partition(":")
+    if name in FORMATS:
+        return _Part(word, value)
+    control = _CONTROLS.get(name)
+    if control is not None:
+        return control(kinds, modifier, value)
+    if not value:
+        # A form sends fields that nobody filled in: they restrict nothing, but they must be known.
+        for kind in kinds:
+            _require_known(kind, word)
+        return _Part(word, value)
+    read = [criterion(kind, word, value, site) for kind in kinds]
+    return _Part(read[0][0], value, tuple(found for _, found in read))
+
+
+def _require_known(kind: Offer, word: str) -> None:
+    name = re.split(r"[:.]", word, maxsplit=1)[0]
+    if kind.parameter(name) is None and kind.aliases.get(name, name) not in {*COMMON, "_has", "name"}:
+        raise unknown(kind, name)
+
+
+def _refuse_repeated(word: str, parts: Iterable[_Part]) -> None:
+    name = word.partition(":")[0]
+    if name in {*CONTROLS, *FORMATS} - {"_include", "_revinclude"} and any(part.word == name for part in parts):
+        raise refusal(f"{name} must be given once", name)
+
+
+def _check_size(query: Query) -> None:
     """BadRequest for more values than a database can plan; ids are one condition, whatever their number."""
-    conditions = [condition for clause in query.clauses for condition in clause.any_of]
-    ids = sum(len(condition.values) for condition in conditions if isinstance(condition, Ids))
-    if len(conditions) > MAX_VALUES or ids > MAX_IDS:
+    values, ids = _size(query)
+    if values > MAX_VALUES or ids > MAX_IDS:
         sentence = f"a search takes at most {MAX_VALUES} values, and {MAX_IDS} in _id"
         raise BadRequest(issues=(Issue("too-costly", sentence),))
 
 
-def clause(offer: Offer, word: str, value: str, base: str = "") -> Clause:
-    """One criterion: its comma separated values are alternatives."""
-    name, _, modifier = word.partition(":")
-    if name in COMMON:
-        return _common(word, value)
-    parameter = offer.search.get(name)
-    if parameter is None:
-        raise _unknown(offer, name)
-    if modifier == "missing":
-        return _missing(parameter, value)
-    if modifier and not _modifies(parameter, modifier):
-        raise refusal(f"{name} does not take that modifier; it takes {_legal_modifiers(parameter)}", name)
-    found = tuple(condition for text in split(value, ",") for condition in _conditions(parameter, modifier, text, base))
-    return Clause(found, negated=modifier == "not")
+def _size(query: Query) -> tuple[int, int]:
+    values = ids = 0
+    for condition in (condition for demand in query.clauses for condition in demand.any_of):
+        values += 1
+        if isinstance(condition, Ids):
+            ids += len(condition.values)
+        elif isinstance(condition, Link | Referred):
+            inner = _size(condition.query)
+            values, ids = values + inner[0], ids + inner[1]
+    return values, ids
 
 
-def split(text: str, separator: str) -> list[str]:
-    r"""The parts between separators that no backslash protects; the parts keep their backslashes."""
-    parts, rest = [""], iter(text)
-    for char in rest:
-        if char == separator:
-            parts.append("")
-        else:
-            parts[-1] += char + (next(rest, "") if char == "\\" else "")
-    return parts
+# --- what shapes the answer ------------------------------------------------------------------------------------
 
 
-def unescape(text: str) -> str:
-    r"""`\,` `\|` `\$` and `\\` as they were meant."""
-    return re.sub(r"\\([,|$\\])", r"\1", text)
-
-
-def refusal(diagnostics: str, name: str) -> BadRequest:
-    """The refusal of one parameter, with its name where clients look for it."""
-    return BadRequest(issues=(Issue("invalid", diagnostics, f"http.{name}"),))
-
-
-def legal(offer: Offer) -> list[str]:
-    """Every parameter that a search of this type takes."""
-    return sorted([*offer.search, *COMMON, *CONTROLS])
-
-
-# --- one condition -------------------------------------------------------------------------------------------
-
-
-def _conditions(parameter: Parameter, modifier: str, text: str, base: str) -> Iterator[Condition]:
-    name = parameter.name
-    if not text:
-        raise refusal(f"{name} has an empty value", name)
-    match parameter.type:
-        case "token":
-            yield _token(name, text)
-        case "uri":
-            yield Token(name, None, unescape(text))
-        case "string":
-            yield _text(name, modifier, unescape(text))
-        case "date":
-            yield _date(name, text)
-        case _:
-            yield from _targets(parameter, modifier, unescape(text), base)
-
-
-def _token(name: str, text: str) -> Token:
-    parts = [unescape(part) for part in split(text, "|")]
-    match parts:
-        case [value]:
-            return Token(name, None, value)
-        case [system, ""] if system:
-            return Token(name, system, None)
-        case [system, value] if value:
-            return Token(name, system, value)
-        case _:
-            raise refusal(f"{name} must be code, system|code, |code or system|", name)
-
-
-def _text(name: str, modifier: str, text: str) -> Text:
-    if modifier == "exact":
-        return Text(name, "exact", text)
-    return Text(name, "contains" if modifier == "contains" else "starts", index.fold(text))
-
-
-def _date(name: str, text: str) -> Date:
-    # A "+" that was not encoded arrives as a blank; no date has one.
-    found = _PREFIX.fullmatch(_BLANK_ZONE.sub(r"+\1", text))
-    interval = dates.interval(found["date"]) if found else None
-    if found is None or interval is None:
-        raise refusal(f"{name} must be a date, perhaps after one of {', '.join(PREFIXES)}", name)
-    prefix = found["prefix"] or "eq"
-    lo, hi = interval
-    if prefix == "ap":
-        # "Approximately" is a tenth of the distance between the date and now.
-        margin = abs(time.time_ns() // 1_000_000 - lo) // 10
-        lo, hi = lo - margin, hi + margin
-    return Date(name, prefix, lo, hi)
-
-
-def _targets(parameter: Parameter, modifier: str, text: str, base: str) -> Iterator[Target]:
-    """A reference may stand in a resource by type and id or with our own address before them."""
-    name = parameter.name
-    own = f"{base}/"
-    local = text.removeprefix(own) if base else text
-    kind, identity = index.target(local) or ("", local)
-    if not kind and "/" not in local and ":" not in local:
-        kind, identity = (modifier or parameter.only), local
-        yield Target(name, kind or None, identity)
-    elif modifier and kind != modifier:
-        raise refusal(f"{name}:{modifier} must be an id or a reference to that type", name)
-    else:
-        yield Target(name, kind, identity)
-    if base and kind:
-        yield Target(name, "", f"{own}{kind}/{identity}")
-
-
-def _common(word: str, value: str) -> Clause:
-    if word == "_id":
-        return Clause((Ids(frozenset(split(value, ","))),))
-    if word == "_lastUpdated":
-        return Clause(tuple(_date(word, text) for text in split(value, ",")))
-    name = word.partition(":")[0]
-    raise refusal(f"{name} takes no modifier", name)
-
-
-def _missing(parameter: Parameter, value: str) -> Clause:
-    if value not in {"true", "false"}:
-        raise refusal(f"{parameter.name}:missing must be true or false", parameter.name)
-    kind = _KINDS[parameter.type]
-    return Clause((Present(parameter.name, kind),), negated=value == "true")  # pyright: ignore[reportArgumentType]
-
-
-# --- what is refused, and with which words --------------------------------------------------------------------
-
-
-def _modifies(parameter: Parameter, modifier: str) -> bool:
-    if parameter.type == "reference" and modifier in parameter.targets:
-        return parameter.only in {"", modifier}
-    return modifier in MODIFIERS[parameter.type]
-
-
-def _legal_modifiers(parameter: Parameter) -> str:
-    names = [f":{name}" for name in MODIFIERS[parameter.type]]
-    return " ".join([*names, *([":[type]"] if parameter.type == "reference" else [])])
-
-
-def _unknown(offer: Offer, name: str) -> BadRequest:
-    shown = name if re.fullmatch(r"[\w.\-]{1,40}", name) else "a parameter"
-    diagnostics = f"{offer.resource_type} has no search parameter {shown}; it has {', '.join(legal(offer))}"
-    return BadRequest(issues=(Issue("not-supported", diagnostics, f"http.{shown}"),))
-
-
-def _single(criteria: Criteria, name: str) -> str:
-    values = [value for word, value in criteria if word == name]
-    if len(values) > 1:
-        raise refusal(f"{name} must be given once", name)
-    return values[0] if values else ""
-
-
-def _count(text: str) -> int:
-    if not text:
-        return DEFAULT_COUNT
-    if not re.fullmatch(r"\d{1,9}", text, re.ASCII):
+def _count(_kinds: Kinds, modifier: str, value: str) -> _Part:
+    if modifier or (value and not re.fullmatch(r"\d{1,9}", value, re.ASCII)):
         raise refusal("_count must be a whole number", "_count")
-    return min(int(text), MAX_COUNT)
+    return _Part("_count", value, setting=min(int(value or DEFAULT_COUNT), MAX_COUNT))
 
 
-def _order(offer: Offer, text: str) -> Order:
-    if not text:
-        return Order()
-    name, descending = text.removeprefix("-"), text.startswith("-")
-    if name == "_lastUpdated":
-        return Order("updated", descending)
-    if name == offer.sort:
-        return Order("sort", descending)
-    known = ", ".join(filter(None, [offer.sort, "_lastUpdated"]))
-    raise refusal(
-        f"{offer.resource_type} can be sorted by one of {known}, with - before it for the newest first", "_sort"
-    )
+def _total(_kinds: Kinds, modifier: str, value: str) -> _Part:
+    if modifier or value not in {*TOTALS, ""}:
+        raise refusal(f"_total must be one of {', '.join(TOTALS)}", "_total")
+    return _Part("_total", value, setting=value)
 
 
-def _include(value: str) -> Include:
-    parts = value.split(":")
-    known = offers().get(parts[0])
-    parameter = known.search.get(parts[1]) if known and len(parts) in {2, 3} else None
-    if parameter is None or parameter.type != "reference":
-        raise refusal(
-            "_include and _revinclude take Type:parameter or Type:parameter:Target of reference parameters", "_include"
-        )
-    return Include(parts[0], parts[1], parts[2] if len(parts) == 3 else "")
+def _summary(_kinds: Kinds, modifier: str, value: str) -> _Part:
+    if modifier:
+        raise refusal("_summary takes no modifier", "_summary")
+    return _Part("_summary", value, setting=shaping.read_summary(value, can_count=True))
+
+
+def _elements(kinds: Kinds, modifier: str, value: str) -> _Part:
+    if modifier:
+        raise refusal("_elements takes no modifier", "_elements")
+    return _Part("_elements", value, setting=shaping.read_elements(value, [kind.resource_type for kind in kinds]))
+
+
+def _sort(kinds: Kinds, modifier: str, value: str) -> _Part:
+    if modifier:
+        raise refusal("_sort takes no modifier", "_sort")
+    return _Part("_sort", value, setting=[_order(kind, value) for kind in kinds] if value else None)
+
+
+def _order(kind: Offer, text: str) -> tuple[Key, ...]:
+    keys: dict[str, Key] = {}
+    for part in text.split(","):
+        name = part.removeprefix("-")
+        name = kind.aliases.get(name, name)
+        keys.setdefault(name, _key(kind, name, descending=part.startswith("-")))
+    if len(keys) > MAX_KEYS:
+        raise refusal(f"_sort takes at most {MAX_KEYS} parameters", "_sort")
+    return tuple(keys.values())
+
+
+def _key(kind: Offer, name: str, *, descending: bool) -> Key:
+    if name in _COLUMNS:
+        return Key(_COLUMNS[name], "column", descending)
+    if name == kind.sort:
+        return Key("sort", "column", descending)
+    parameter = kind.search.get(name)
+    if parameter is None or parameter.type == "composite":
+        possible = sorted([*_COLUMNS, *(one.name for one in kind.search.values() if one.type != "composite")])
+        told = f"{kind.resource_type} can be sorted by {', '.join(possible)}"
+        raise refusal(f"{told}; a - before it begins with the greatest", "_sort")
+    return Key(name, KINDS[parameter.type], descending)
+
+
+# --- includes --------------------------------------------------------------------------------------------------
+
+
+def _include(word: str, kinds: Kinds, modifier: str, value: str) -> _Part:
+    if modifier and modifier not in ITERATING:
+        raise refusal(f"{word} takes :iterate alone", word)
+    spelled = f"{word}:iterate" if modifier else word
+    if not value:
+        return _Part(spelled, value, setting=())
+    bases = frozenset(kind.resource_type for kind in kinds)
+    found = tuple(_includes(word, bases, value, iterate=bool(modifier)))
+    if not found:
+        raise _no_include(word, bases)
+    shown = ":".join(filter(None, (found[0].resource_type, found[0].param, found[0].target_type)))
+    return _Part(spelled, value if "*" in value else shown, setting=found)
+
+
+def _includes(word: str, bases: frozenset[str], value: str, *, iterate: bool) -> Iterator[Include]:
+    kind, _, rest = value.partition(":")
+    name, _, target = rest.partition(":")
+    if kind == "*" and not rest:
+        name = "*"
+    for offer in _sources(bases if word == "_include" and not iterate else None, kind):
+        for parameter in offer.search.values() if name == "*" else filter(None, [offer.parameter(name)]):
+            if _leads(word, bases, parameter, target, is_free=iterate):
+                yield Include(offer.resource_type, parameter.name, target, iterate)
+            elif name != "*":
+                raise _no_include(word, bases)
+
+
+def _sources(bases: frozenset[str] | None, kind: str) -> list[Offer]:
+    """The types whose references are followed; all but those in other rows, unless bases limit them."""
+    wanted = [
+        offer
+        for name, offer in offers().items()
+        if not offer.kept and kind in {name, "*"} and (bases is None or name in bases)
+    ]
+    return sorted(wanted, key=lambda offer: offer.resource_type)
+
+
+def _leads(word: str, bases: frozenset[str], parameter: Parameter, target: str, *, is_free: bool) -> bool:
+    """Whether the parameter is a reference to the target; a reverse one must lead to what is searched for."""
+    if parameter.type != "reference":
+        return False
+    possible = targets(parameter)
+    if target and target not in possible:
+        return False
+    return word == "_include" or is_free or bool((frozenset({target}) if target else possible) & bases)
+
+
+def _no_include(word: str, bases: frozenset[str]) -> BadRequest:
+    which = f"of {', '.join(sorted(bases))}" if word == "_include" else f"to {', '.join(sorted(bases))}"
+    sentence = f"{word} takes *, Type:*, Type:parameter or Type:parameter:Target of a reference {which}"
+    return refusal(f"{sentence}; with :iterate of any reference", word)
+
+
+_CONTROLS: Mapping[str, Callable[[Kinds, str, str], _Part]] = {
+    "_count": _count,
+    "_total": _total,
+    "_summary": _summary,
+    "_elements": _elements,
+    "_sort": _sort,
+    "_include": partial(_include, "_include"),
+    "_revinclude": partial(_include, "_revinclude"),
+}
