@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future
 from contextlib import contextmanager
+from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
@@ -185,6 +186,45 @@ def _postgres_engine(url: str) -> Engine:
     return sa.create_engine(
         url, pool_size=10, max_overflow=10, pool_pre_ping=True, connect_args={"prepare_threshold": None}
     )
+
+
+def is_sqlite(connection: Connection) -> bool:
+    """Which of the two engines this is."""
+    return connection.dialect.name == "sqlite"
+
+
+def run(connection: Connection, sql: str, values: Sequence[Any] = ()) -> Any:
+    """Execute on the driver itself, which costs an eighth of the way through SQLAlchemy; `?` stands for a value."""
+    driver: Any = connection.connection.driver_connection
+    if is_sqlite(connection):
+        return driver.execute(sql, values)
+    return driver.execute(_for_psycopg(sql), values, binary=True)
+
+
+def run_many(connection: Connection, sql: str, rows: Iterable[Sequence[Any]]) -> int:
+    """Execute once for each row; tells how many rows changed in all."""
+    driver: Any = connection.connection.driver_connection
+    if is_sqlite(connection):
+        return int(driver.executemany(sql, rows).rowcount)
+    with driver.cursor() as cursor:
+        cursor.executemany(_for_psycopg(sql), rows)
+        return int(cursor.rowcount)
+
+
+@contextmanager
+def together(connection: Connection) -> Generator[None]:
+    """What is run within goes to the server without waiting for each answer; nothing of the kind on SQLite."""
+    if is_sqlite(connection):
+        yield
+        return
+    driver: Any = connection.connection.driver_connection
+    with driver.pipeline():
+        yield
+
+
+@lru_cache(maxsize=4096)
+def _for_psycopg(sql: str) -> str:
+    return sql.replace("%", "%%").replace("?", "%s")
 
 
 def upsert(connection: Connection, table: sa.Table, values: dict[str, Any], *, keys: tuple[str, ...]) -> None:

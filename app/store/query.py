@@ -7,11 +7,15 @@ folded into the name, so that its second part is an ordinary value.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 Kind = Literal["token", "reference", "date", "string", "number"]
 
+_KEY_BYTES = 800
+"""PostgreSQL indexes at most 2,704 bytes a row: longer keys are cut, when stored and when looked for."""
 UNDATED = -(2**62)
 """The sort value of a resource without its natural date: it comes last, whichever way one sorts."""
 
@@ -158,16 +162,31 @@ class Key:
 
 @dataclass(frozen=True, slots=True)
 class Query:
-    """A search: every clause holds, and all clauses of at least one allowance (none restricts nothing).
+    """A search: every clause holds, and all clauses of at least one allowance (an empty one restricts nothing).
 
-    Ties of the order are broken by the row's number, in the direction of the last key.
+    Ties of the order are broken by the row's number, in the direction of the last key. `natural` names the date
+    parameter whose earliest value `sort` is: its conditions then bound `sort`.
     """
 
     resource_type: str
     clauses: tuple[Clause, ...] = ()
     allowed: tuple[tuple[Clause, ...], ...] = ((),)
     order: tuple[Key, ...] = (Key(),)
+    natural: str | None = None
 
 
 Place = tuple[int | float | str | None, ...]
 """Where a page ends: the value of each key of the order, then the row's number. JSON carries it."""
+
+
+@lru_cache(maxsize=16384)
+def key(resource_type: str, name: str) -> int:
+    """The number of a type's parameter in the index: 63 bits, the same in every process and at every time."""
+    return int.from_bytes(hashlib.sha256(f"{resource_type}.{name}".encode()).digest()[:8]) >> 1
+
+
+def cut(text: str) -> str:
+    """The part of a text that an index row can hold."""
+    if len(text) * 4 <= _KEY_BYTES:
+        return text
+    return text.encode()[:_KEY_BYTES].decode(errors="ignore")

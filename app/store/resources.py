@@ -1,47 +1,32 @@
-"""Rows of FHIR resources: current bytes, every version, the search index, and the one query that searches them."""
+"""Rows of FHIR resources: current bytes, replaced versions, and the index that finds them."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any, TypedDict, Unpack
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
-from sqlalchemy.ext.compiler import compiles
-from sqlalchemy.sql.functions import FunctionElement
 
 from app.errors import Conflict
-from app.store.database import insert
-from app.store.tables import (
-    INDEX_TABLES,
-    index_date,
-    index_reference,
-    index_string,
-    index_token,
-    resource,
-    resource_version,
-)
+from app.store import plan
+from app.store.database import insert, is_sqlite, run, run_many, together
+from app.store.query import Index, Place, Query, cut, key
+from app.store.tables import cursor
 
-UNDATED = -(2**62)
-"""The sort value of a resource without its natural date: it comes last, whichever way one sorts."""
-_LAST = 2**62
-_KEY_BYTES = 800
-"""PostgreSQL indexes at most 2,704 bytes a row: longer keys are cut, when stored and when looked for."""
-
-Columns = sa.sql.ColumnCollection[str, sa.Column[Any]]
-Kind = Literal["token", "reference", "date", "string"]
-TABLES: Mapping[Kind, sa.Table] = {
-    "token": index_token,
-    "reference": index_reference,
-    "date": index_date,
-    "string": index_string,
-}
+DAY = 86_400_000
+_CHUNK = 1000
+_CHUNK_BYTES = 16 << 20
+"""PostgreSQL gets at most so much in one statement."""
+_DIGEST = "search index"
 
 
 @dataclass(frozen=True, slots=True)
 class Stored:
-    """One version of a resource as it is stored; `updated` is in milliseconds."""
+    """One version of a resource as it is stored; `updated` is in milliseconds, `rid` the resource's number."""
 
     resource_type: str
     resource_id: str
@@ -49,445 +34,488 @@ class Stored:
     updated: int
     deleted: bool
     body: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Index:
-    """All that is kept beside the bytes so that a search finds them; each entry starts with the parameter's name."""
-
-    tokens: frozenset[tuple[str, str, str]] = frozenset()
-    """(parameter, system, value)"""
-    references: frozenset[tuple[str, str, str]] = frozenset()
-    """(parameter, target type, target id)"""
-    dates: frozenset[tuple[str, int, int]] = frozenset()
-    """(parameter, lo, hi)"""
-    strings: frozenset[tuple[str, str, str]] = frozenset()
-    """(parameter, folded, exact)"""
+    rid: int = 0
     patient_id: str | None = None
-    sort: int = UNDATED
-
-
-# --- what can be asked ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Ids:
-    """The resource is one of these."""
-
-    values: frozenset[str]
+    method: str = ""
+    """The HTTP method that made the version; nothing when the server itself did."""
+    cause: str = ""
 
 
 @dataclass(frozen=True, slots=True)
-class Owner:
-    """The resource is in this patient's compartment."""
+class Change:
+    """A version to store; `before` is the one it replaces, read for update. A natural key of None stays as it is."""
 
-    patient_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Token:
-    """A code, an identifier or a URI; a system of None means any, a value of None any of the system."""
-
-    param: str
-    system: str | None
-    value: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class Target:
-    """A reference; a type of None means any."""
-
-    param: str
-    target_type: str | None
-    target_id: str
-
-
-@dataclass(frozen=True, slots=True)
-class Date:
-    """A date compared with the interval [lo, hi) by one of the prefixes of FHIR."""
-
-    param: str
-    prefix: str
-    lo: int
-    hi: int
-
-
-@dataclass(frozen=True, slots=True)
-class Text:
-    """A string: its beginning, a part of it, or the whole as written."""
-
-    param: str
-    mode: Literal["starts", "contains", "exact"]
-    value: str
-
-
-@dataclass(frozen=True, slots=True)
-class Present:
-    """The parameter has a value at all."""
-
-    param: str
-    kind: Kind
-
-
-Indexed = Token | Target | Date | Text | Present
-Condition = Ids | Owner | Token | Target | Date | Text | Present
-
-
-@dataclass(frozen=True, slots=True)
-class Clause:
-    """One condition or another; or none of them."""
-
-    any_of: tuple[Condition, ...]
-    negated: bool = False
-
-
-@dataclass(frozen=True, slots=True)
-class Order:
-    """By the natural date or by the last update; the id breaks ties in the same direction."""
-
-    by: Literal["sort", "updated"] = "sort"
-    descending: bool = True
-
-
-@dataclass(frozen=True, slots=True)
-class Query:
-    """A search: every clause holds, and all clauses of at least one allowance (none restricts nothing)."""
-
-    resource_type: str
-    clauses: tuple[Clause, ...] = ()
-    allowed: tuple[tuple[Clause, ...], ...] = ((),)
-    order: Order = Order()
+    new: Stored
+    index: Index
+    before: Stored | None = None
+    natural_key: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class Hit:
-    """A found resource with the key its page ends by."""
+    """What was found, and the place to go on from."""
 
     stored: Stored
-    key: int
+    place: Place
 
 
 # --- reading -------------------------------------------------------------------------------------------------
 
 _COLUMNS = (
-    resource.c.resource_type,
-    resource.c.resource_id,
-    resource.c.version,
-    resource.c.updated,
-    resource.c.deleted,
-    resource.c.body,
+    "r.resource_type, r.resource_id, r.version, r.updated, r.deleted, r.body, r.rid, r.patient_id, r.method, r.cause"
+)
+_OLD_COLUMNS = (
+    "r.resource_type, r.resource_id, v.version, v.updated, v.deleted, v.body, r.rid, r.patient_id, v.method, v.cause"
 )
 
 
 def current(connection: Connection, resource_type: str, resource_id: str, *, for_update: bool = False) -> Stored | None:
     """The current version, deleted ones included; for update it is locked until the transaction ends."""
-    statement = sa.select(*_COLUMNS).where(
-        resource.c.resource_type == resource_type, resource.c.resource_id == resource_id
-    )
-    # SQLite has one writer at a time and ignores FOR UPDATE.
-    row = connection.execute(statement.with_for_update() if for_update else statement).one_or_none()
+    sql = f"SELECT {_COLUMNS} FROM resource r WHERE r.resource_type = ? AND r.resource_id = ?{_locked(connection, for_update)}"
+    row = run(connection, sql, (resource_type, resource_id)).fetchone()
     return _stored(row) if row else None
+
+
+def currents(
+    connection: Connection, pairs: Iterable[tuple[str, str]], *, for_update: bool = False
+) -> dict[tuple[str, str], Stored]:
+    """The current versions of these (type, id), locked in one order so that nobody waits in a circle."""
+    wanted = sorted(set(pairs))
+    if is_sqlite(connection):
+        found = (current(connection, *pair) for pair in wanted)
+        return {(one.resource_type, one.resource_id): one for one in found if one is not None}
+    sql = (
+        f"SELECT {_COLUMNS} FROM resource r WHERE (r.resource_type, r.resource_id) IN"
+        f" (SELECT * FROM unnest(?::text[], ?::text[])) ORDER BY r.rid{_locked(connection, for_update)}"
+    )
+    rows = run(connection, sql, [list(column) for column in zip(*wanted, strict=True)]) if wanted else ()
+    return {(row[0], row[1]): _stored(row) for row in rows}
 
 
 def version(connection: Connection, resource_type: str, resource_id: str, number: int) -> Stored | None:
     """One version of the history."""
-    table = resource_version.c
-    statement = sa.select(
-        table.resource_type, table.resource_id, table.version, table.updated, table.deleted, table.body
-    ).where(table.resource_type == resource_type, table.resource_id == resource_id, table.version == number)
-    row = connection.execute(statement).one_or_none()
+    sql = f"""SELECT {_COLUMNS} FROM resource r WHERE r.resource_type = ? AND r.resource_id = ? AND r.version = ?
+        UNION ALL SELECT {_OLD_COLUMNS} FROM resource r JOIN resourceversion v ON v.rid = r.rid
+        WHERE r.resource_type = ? AND r.resource_id = ? AND v.version = ?"""
+    row = run(connection, sql, (resource_type, resource_id, number) * 2).fetchone()
     return _stored(row) if row else None
 
 
 def by_natural_key(connection: Connection, natural_key: str) -> Stored | None:
     """The current version of what bears this key."""
-    row = connection.execute(sa.select(*_COLUMNS).where(resource.c.natural_key == natural_key)).one_or_none()
+    row = run(connection, f"SELECT {_COLUMNS} FROM resource r WHERE r.natural_key = ?", (natural_key,)).fetchone()
     return _stored(row) if row else None
 
 
+def several(connection: Connection, resource_type: str, ids: Iterable[str]) -> list[Stored]:
+    """The current versions that are there, by id."""
+    found = currents(connection, ((resource_type, resource_id) for resource_id in ids))
+    return [stored for _, stored in sorted(found.items()) if not stored.deleted]
+
+
+def lock(connection: Connection, text: str) -> None:
+    """Let only one transaction at a time go on with this text. SQLite has one writer anyway."""
+    if not is_sqlite(connection):
+        run(connection, "SELECT pg_advisory_xact_lock(hashtextextended(?, 0))", (text,))
+
+
+def _locked(connection: Connection, for_update: bool) -> str:
+    return " FOR UPDATE OF r" if for_update and not is_sqlite(connection) else ""
+
+
 def _stored(row: Sequence[Any]) -> Stored:
-    return Stored(row[0], row[1], row[2], row[3], bool(row[4]), bytes(row[5]))
+    return Stored(row[0], row[1], row[2], row[3], bool(row[4]), bytes(row[5]), row[6], row[7], row[8], row[9])
+
+
+# --- history -------------------------------------------------------------------------------------------------
+
+
+class Past(TypedDict, total=False):
+    """Which versions: of one resource, of a type, of several, or all; made since, or current at a moment of [lo, hi)."""
+
+    resource_type: str | None
+    types: Sequence[str] | None
+    resource_id: str | None
+    since: int | None
+    at: tuple[int, int] | None
+
+
+def history(connection: Connection, *, limit: int, after: Place | None = None, **past: Unpack[Past]) -> list[Hit]:
+    """Versions, the newest first."""
+    one = past.get("resource_type")
+    kinds = (one,) if one is not None else tuple(past.get("types") or (None,))
+    branches = [_branch(past, kind, after, row) for kind in kinds for row in ("r", "v")]
+    sql = " UNION ALL ".join(f"SELECT * FROM ({text} LIMIT ?) b{number}" for number, (text, _) in enumerate(branches))
+    values = [value for _, these in branches for value in (*these, limit)]
+    rows = run(connection, f"{sql} {_latest(past, '')} LIMIT ?", (*values, limit))
+    return [Hit(_stored(row), (row[3], row[6], row[2])) for row in rows]
+
+
+def _latest(past: Past, row: str) -> str:
+    by = ("version",) if past.get("resource_id") is not None else ("updated", "rid", "version")
+    return f"ORDER BY {', '.join(f'{row}{name} DESC' for name in by)}"
+
+
+def _branch(past: Past, kind: str | None, after: Place | None, row: str) -> tuple[str, list[Any]]:
+    conditions = [*_which(past, kind, row), *_when(past, row)]
+    if after is not None and past.get("resource_id") is not None:
+        conditions.append((f"{row}.version < ?", after[2:]))
+    elif after is not None:
+        conditions.append((f"({row}.updated, {row}.rid, {row}.version) < (?, ?, ?)", after))
+    where = " AND ".join(text for text, _ in conditions) or "1 = 1"
+    columns = _OLD_COLUMNS if row == "v" else _COLUMNS
+    sources = "resourceversion v JOIN resource r ON r.rid = v.rid" if row == "v" else "resource r"
+    sql = f"SELECT {columns} FROM {sources} WHERE {where} {_latest(past, f'{row}.')}"
+    return sql, [value for _, values in conditions for value in values]
+
+
+def _which(past: Past, kind: str | None, row: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    resource_id = past.get("resource_id")
+    if resource_id is not None:
+        yield "r.resource_type = ? AND r.resource_id = ?", (kind, resource_id)
+    elif kind is not None:
+        yield f"{row}.resource_type = ?", (kind,)
+
+
+def _when(past: Past, row: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
+    since, at = past.get("since"), past.get("at")
+    if since is not None:
+        yield f"{row}.updated >= ?", (since,)
+    if at is not None:
+        yield f"{row}.updated < ?", (at[1],)
+        if row == "v":
+            yield "v.until > ?", (at[0],)
 
 
 # --- writing -------------------------------------------------------------------------------------------------
 
 
-def add(connection: Connection, new: Stored, index: Index, *, cause: str, natural_key: str | None = None) -> None:
-    """Store a first version; Conflict when the id or the natural key is taken."""
-    values = {**_columns(new, index), "natural_key": natural_key}
-    statement = insert(connection, resource).values(values).on_conflict_do_nothing().returning(resource.c.version)
-    if connection.execute(statement).first() is None:
-        raise Conflict(f"{new.resource_type}/{new.resource_id} has been created meanwhile")
-    _keep(connection, new, index, cause)
+def write(connection: Connection, changes: Sequence[Change]) -> list[Stored]:
+    """Store these versions of different resources, with their numbers; Conflict when an id or natural key is taken.
+
+    After a Conflict among several the transaction has to be rolled back.
+    """
+    written: list[Stored] = []
+    for some in _chunks(changes):
+        numbers = _insert(connection, [change for change in some if change.before is None])
+        _supersede(connection, [change for change in some if change.before is not None])
+        stored = [_numbered(change, numbers) for change in some]
+        fresh = [(one, change.index) for one, change in zip(stored, some, strict=True) if change.before is None]
+        known = [(one, change.index) for one, change in zip(stored, some, strict=True) if change.before is not None]
+        _index(connection, {}, _entries(fresh))
+        _index(connection, _indexed(connection, [one.rid for one, _ in known]), _entries(known))
+        written += stored
+    return written
 
 
-def replace(connection: Connection, new: Stored, index: Index, *, cause: str, natural_key: str | None = None) -> None:
-    """Store the next version of a row that is locked; a natural key of None leaves the one it has."""
-    values = _columns(new, index)
-    if natural_key is not None:
-        holder = by_natural_key(connection, natural_key)
-        if holder and (holder.resource_type, holder.resource_id) != (new.resource_type, new.resource_id):
+def _chunks(changes: Sequence[Change]) -> Iterator[list[Change]]:
+    some: list[Change] = []
+    size = 0
+    for change in changes:
+        if some and (len(some) == _CHUNK or size + len(change.new.body) > _CHUNK_BYTES):
+            yield some
+            some, size = [], 0
+        some.append(change)
+        size += len(change.new.body)
+    if some:
+        yield some
+
+
+def _numbered(change: Change, numbers: Mapping[tuple[str, str], int]) -> Stored:
+    new, before = change.new, change.before
+    rid = before.rid if before is not None else numbers[new.resource_type, new.resource_id]
+    return replace(new, rid=rid, patient_id=_owner(change))
+
+
+def _owner(change: Change) -> str | None:
+    """A deleted resource remains its patient's: its history does."""
+    return change.before.patient_id if change.before is not None and change.new.deleted else change.index.patient_id
+
+
+_NEW = (
+    *(("resource_type", "text"), ("resource_id", "text"), ("version", "int"), ("updated", "bigint")),
+    *(("deleted", "boolean"), ("patient_id", "text"), ("sort", "bigint"), ("cause", "text"), ("method", "text")),
+    *(("body", "bytea"), ("natural_key", "text")),
+)
+_NEW_NAMES = ", ".join(name for name, _ in _NEW)
+_NEW_ARRAYS = ", ".join(f"?::{kind}[]" for _, kind in _NEW)
+
+
+def _insert(connection: Connection, changes: Sequence[Change]) -> dict[tuple[str, str], int]:
+    if not changes:
+        return {}
+    rows = [(*_columns(change), change.natural_key) for change in changes]
+    if is_sqlite(connection):
+        first = (run(connection, "SELECT max(rid) FROM resource").fetchone()[0] or 0) + 1
+        marks = ", ".join("?" * (len(_NEW) + 1))
+        sql = f"INSERT INTO resource (rid, {_NEW_NAMES}) VALUES ({marks}) ON CONFLICT DO NOTHING"
+        made = run_many(connection, sql, ((first + number, *row) for number, row in enumerate(rows)))
+        numbers = {(row[0], row[1]): first + number for number, row in enumerate(rows)}
+    else:
+        sql = f"""INSERT INTO resource ({_NEW_NAMES}) SELECT * FROM unnest({_NEW_ARRAYS})
+            ON CONFLICT DO NOTHING RETURNING rid, resource_type, resource_id"""
+        returned = run(connection, sql, [list(column) for column in zip(*rows, strict=True)]).fetchall()
+        numbers = {(row[1], row[2]): row[0] for row in returned}
+        made = len(returned)
+    if made < len(changes):
+        raise Conflict(f"{_name(changes)} has been created meanwhile")
+    return numbers
+
+
+def _name(changes: Sequence[Change]) -> str:
+    new = changes[0].new
+    return f"{new.resource_type}/{new.resource_id}" if len(changes) == 1 else f"one of {len(changes)} resources"
+
+
+def _columns(change: Change) -> tuple[Any, ...]:
+    new, index = change.new, change.index
+    coordinates = (new.resource_type, new.resource_id, new.version, new.updated, new.deleted)
+    return (*coordinates, _owner(change), index.sort, new.cause, new.method, new.body)
+
+
+_MOVE = """INSERT INTO resourceversion
+    (rid, version, resource_type, updated, until, deleted, cause, method, body)
+    SELECT r.rid, r.version, r.resource_type, r.updated, {until}, r.deleted, r.cause, r.method, r.body FROM {rows}"""
+_SET = """UPDATE resource SET version = {u}version, updated = {u}updated, deleted = {u}deleted,
+    patient_id = {u}patient_id, sort = {u}sort, cause = {u}cause, method = {u}method, body = {u}body,
+    natural_key = coalesce({u}natural_key, resource.natural_key)"""
+
+
+def _supersede(connection: Connection, changes: Sequence[Change]) -> None:
+    """Move the current versions aside and put the new ones in their place."""
+    if not changes:
+        return
+    _claim(connection, changes)
+    known = [(change.before.rid, change.before.version) for change in changes if change.before is not None]
+    rows = [(*_columns(change)[2:], change.natural_key) for change in changes]
+    try:
+        if is_sqlite(connection):
+            made = _supersede_each(connection, known, rows)
+        else:
+            made = _supersede_all(connection, known, rows)
+    except (psycopg.errors.UniqueViolation, sa.exc.IntegrityError) as error:
+        raise Conflict("another resource bears this natural key") from error
+    if made < len(changes):
+        raise Conflict(f"{_name(changes)} has been changed meanwhile")
+
+
+def _supersede_each(connection: Connection, known: list[tuple[int, int]], rows: list[tuple[Any, ...]]) -> int:
+    move = _MOVE.format(until="?", rows="resource r WHERE r.rid = ? AND r.version = ?")
+    run_many(connection, move, ((row[1], *which) for which, row in zip(known, rows, strict=True)))
+    put = """UPDATE resource SET version = ?, updated = ?, deleted = ?, patient_id = ?, sort = ?, cause = ?, method = ?,
+        body = ?, natural_key = coalesce(?, natural_key) WHERE rid = ? AND version = ?"""
+    return run_many(connection, put, ((*row, *which) for which, row in zip(known, rows, strict=True)))
+
+
+def _supersede_all(connection: Connection, known: list[tuple[int, int]], rows: list[tuple[Any, ...]]) -> int:
+    rids, versions = (list(column) for column in zip(*known, strict=True))
+    columns = [list(column) for column in zip(*rows, strict=True)]
+    which = "unnest(?::bigint[], ?::int[], ?::bigint[]) AS k (rid, version, until) JOIN resource r USING (rid, version)"
+    names, kinds = zip(*_NEW[2:], strict=True)
+    arrays = ", ".join(f"?::{kind}[]" for kind in kinds)
+    put = f"""{_SET.format(u="u.")} FROM unnest(?::bigint[], ?::int[], {arrays}) AS u (rid, was, {", ".join(names)})
+        WHERE resource.rid = u.rid AND resource.version = u.was"""
+    with together(connection):
+        run(connection, _MOVE.format(until="k.until", rows=which), (rids, versions, columns[1]))
+        made = run(connection, put, (rids, versions, *columns))
+    return int(made.rowcount)
+
+
+def _claim(connection: Connection, changes: Sequence[Change]) -> None:
+    for change in changes:
+        holder = by_natural_key(connection, change.natural_key) if change.natural_key is not None else None
+        if holder is not None and change.before is not None and holder.rid != change.before.rid:
             raise Conflict("another resource bears this natural key")
-        values["natural_key"] = natural_key
-    connection.execute(resource.update().where(*_is(resource, new)).values(values))
-    for table in INDEX_TABLES:
-        connection.execute(table.delete().where(*_is(table, new)))
-    _keep(connection, new, index, cause)
 
 
-def _is(table: sa.Table, stored: Stored) -> tuple[sa.ColumnElement[bool], ...]:
-    return table.c.resource_type == stored.resource_type, table.c.resource_id == stored.resource_id
+# --- the index -----------------------------------------------------------------------------------------------
+
+Rows = Mapping[str, set[tuple[Any, ...]]]
+
+_INDEX = {
+    "indextoken": {"param": "bigint", "value": "text", "sort": "bigint", "rid": "bigint", "system": "text"},
+    "indexreference": {
+        "param": "bigint",
+        "target_id": "text",
+        "sort": "bigint",
+        "rid": "bigint",
+        "target_type": "text",
+    },
+    "indexdate": {"param": "bigint", "lo": "bigint", "rid": "bigint", "hi": "bigint", "apart": "boolean"},
+    "indexstring": {"param": "bigint", "folded": "text", "rid": "bigint", "exact": "text"},
+    "indexnumber": {
+        **{"param": "bigint", "lo": "double precision", "rid": "bigint", "hi": "double precision"},
+        **{"system": "text", "code": "text"},
+    },
+}
+"""Each table with its columns; the owner's number is always among them."""
 
 
-def _columns(new: Stored, index: Index) -> dict[str, Any]:
-    return {
-        "resource_type": new.resource_type,
-        "resource_id": new.resource_id,
-        "version": new.version,
-        "updated": new.updated,
-        "deleted": new.deleted,
-        "body": new.body,
-        "patient_id": index.patient_id,
-        "sort": index.sort,
-    }
+def _entries(written: Iterable[tuple[Stored, Index]]) -> Rows:
+    rows: dict[str, set[tuple[Any, ...]]] = {table: set() for table in _INDEX}
+    for stored, index in written:
+        kind, rid, sort = stored.resource_type, stored.rid, index.sort
+        rows["indextoken"].update((key(kind, p), cut(v), sort, rid, cut(s)) for p, s, v in index.tokens)
+        rows["indexreference"].update((key(kind, p), cut(i), sort, rid, t) for p, t, i in index.references)
+        times = Counter(p for p, _, _ in index.dates)
+        rows["indexdate"].update(
+            (key(kind, p), lo, rid, hi, hi - lo > DAY or times[p] > 1) for p, lo, hi in index.dates
+        )
+        rows["indexstring"].update((key(kind, p), cut(f), rid, cut(e)) for p, f, e in index.strings)
+        rows["indexnumber"].update((key(kind, p), lo, rid, hi, cut(s), cut(c)) for p, lo, hi, s, c in index.numbers)
+    return rows
 
 
-def _keep(connection: Connection, new: Stored, index: Index, cause: str) -> None:
-    owner = {"resource_type": new.resource_type, "resource_id": new.resource_id}
-    kept = {"version": new.version, "updated": new.updated, "deleted": new.deleted, "body": new.body}
-    connection.execute(resource_version.insert().values(**owner, **kept, cause=cause))
-    rows: tuple[tuple[sa.Table, set[tuple[Any, ...]], tuple[str, ...]], ...] = (
-        (index_token, {(p, cut(s), cut(v)) for p, s, v in index.tokens}, ("param", "system", "value")),
-        (index_reference, {(p, t, cut(i)) for p, t, i in index.references}, ("param", "target_type", "target_id")),
-        (index_date, set(index.dates), ("param", "lo", "hi")),
-        (index_string, {(p, cut(f), cut(e)) for p, f, e in index.strings}, ("param", "folded", "exact")),
-    )
-    for table, values, names in rows:
-        if values:
-            connection.execute(table.insert(), [{**owner, **dict(zip(names, value, strict=True))} for value in values])
+def _indexed(connection: Connection, rids: Sequence[int]) -> Rows:
+    """What the index holds of these resources."""
+    if not rids:
+        return {}
+    if is_sqlite(connection):
+        return {
+            table: {
+                row
+                for rid in rids
+                for row in run(connection, f"SELECT {', '.join(columns)} FROM {table} WHERE rid = ?", (rid,))
+            }
+            for table, columns in _INDEX.items()
+        }
+    with together(connection):
+        answers = {
+            table: run(connection, f"SELECT {', '.join(columns)} FROM {table} WHERE rid = ANY(?)", (list(rids),))
+            for table, columns in _INDEX.items()
+        }
+        return {table: set(answer.fetchall()) for table, answer in answers.items()}
 
 
-def cut(text: str) -> str:
-    """The part of a text that an index row can hold."""
-    if len(text) * 4 <= _KEY_BYTES:
-        return text
-    return text.encode()[:_KEY_BYTES].decode(errors="ignore")
+def _index(connection: Connection, before: Rows, now: Rows) -> None:
+    """Write only what differs: most of a resource's values outlive a change."""
+    with together(connection):
+        for table, rows in now.items():
+            had = before.get(table, set[tuple[Any, ...]]())
+            _delete_rows(connection, table, had - rows)
+            # In the order of the primary key, so that neighbours land on one page.
+            _insert_rows(connection, table, sorted(rows - had))
+
+
+def _delete_rows(connection: Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
+    columns = _INDEX[table]
+    if not rows:
+        return
+    if is_sqlite(connection):
+        same = " AND ".join(f"{name} = ?" for name in columns)
+        run_many(connection, f"DELETE FROM {table} WHERE {same}", rows)
+        return
+    same = " AND ".join(f"{table}.{name} = u.{name}" for name in columns)
+    sql = f"DELETE FROM {table} USING {_arrays(columns)} AS u ({', '.join(columns)}) WHERE {same}"
+    run(connection, sql, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _insert_rows(connection: Connection, table: str, rows: Sequence[tuple[Any, ...]]) -> None:
+    columns = _INDEX[table]
+    if not rows:
+        return
+    names = ", ".join(columns)
+    if is_sqlite(connection):
+        run_many(connection, f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", rows)
+        return
+    sql = f"INSERT INTO {table} ({names}) SELECT * FROM {_arrays(columns)}"
+    run(connection, sql, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _arrays(columns: Mapping[str, str]) -> str:
+    return f"unnest({', '.join(f'?::{kind}[]' for kind in columns.values())})"
+
+
+def walk(connection: Connection, resource_type: str, after_rid: int, limit: int) -> list[Stored]:
+    """Resources of a type that are not deleted, in the order of their numbers: for whoever fills the index again."""
+    sql = f"""SELECT {_COLUMNS} FROM resource r WHERE r.resource_type = ? AND r.rid > ? AND NOT r.deleted
+        ORDER BY r.rid LIMIT ?"""
+    return [_stored(row) for row in run(connection, sql, (resource_type, after_rid, limit))]
+
+
+def reindex(connection: Connection, found: Sequence[tuple[Stored, Index]]) -> None:
+    """Index these again, but for those that have been changed since they were read."""
+    pairs = [(stored.resource_type, stored.resource_id) for stored, _ in found]
+    held = {one.rid: one.version for one in currents(connection, pairs, for_update=True).values()}
+    fresh = [(stored, index) for stored, index in found if held.get(stored.rid) == stored.version]
+    sql = "UPDATE resource SET patient_id = ?, sort = ? WHERE rid = ?"
+    run_many(connection, sql, [(index.patient_id, index.sort, stored.rid) for stored, index in fresh])
+    _index(connection, _indexed(connection, [stored.rid for stored, _ in fresh]), _entries(fresh))
+
+
+def index_digest(connection: Connection) -> str:
+    """What the index was filled by; nothing when it has to be filled again."""
+    row = run(connection, "SELECT epoch FROM cursor WHERE name = ?", (_DIGEST,)).fetchone()
+    return row[0] if row else ""
+
+
+def set_index_digest(connection: Connection, digest: str) -> None:
+    """Remember what the index has been filled by."""
+    statement = insert(connection, cursor).values(name=_DIGEST, value=0, epoch=digest, detail={})
+    connection.execute(statement.on_conflict_do_update(index_elements=["name"], set_={"epoch": digest}))
 
 
 # --- searching -----------------------------------------------------------------------------------------------
 
 
-def search(connection: Connection, query: Query, *, limit: int, after: tuple[int, str] | None = None) -> list[Hit]:
-    """At most `limit` resources in order, beginning after the key and id of the last one of the page before."""
-    key = _key(query.order)
-    by = _Unindexed(key) if _is_led(query) else key
-    ordered = (by.desc(), resource.c.resource_id.desc()) if query.order.descending else (by, resource.c.resource_id)
-    statement = sa.select(*_COLUMNS, key.label("page_key")).where(*_found(query)).order_by(*ordered).limit(limit)
-    if after is not None:
-        place, mark = sa.tuple_(key, resource.c.resource_id), sa.tuple_(sa.literal(after[0]), sa.literal(after[1]))
-        statement = statement.where(place < mark if query.order.descending else place > mark)
-    return [Hit(_stored(row), int(row[6])) for row in connection.execute(statement)]
+def search(connection: Connection, query: Query, *, limit: int, after: Place | None = None) -> list[Hit]:
+    """At most `limit` resources in order, beginning after a place."""
+    page = plan.page(query, limit, after, sqlite=is_sqlite(connection))
+    width = len(query.order) + 1
+    if is_sqlite(connection):
+        places = run(connection, page.text, page.values).fetchall()
+        rows = _fetch(connection, [place[-1] for place in places])
+        return [Hit(_stored(rows[place[-1]]), tuple(place)) for place in places]
+    # One statement, so that what is shown is what was found.
+    sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {_COLUMNS} FROM page JOIN resource r USING (rid)
+        {plan.ordering(query.order)}"""
+    return [Hit(_stored(row[width:]), tuple(row[:width])) for row in run(connection, sql, page.values)]
+
+
+def _fetch(connection: Connection, rids: Sequence[int]) -> dict[int, Any]:
+    sql = f"SELECT {_COLUMNS} FROM json_each(?) j CROSS JOIN resource r WHERE r.rid = j.value"
+    return {row[6]: row for row in run(connection, sql, (str(list(rids)),))} if rids else {}
 
 
 def count(connection: Connection, query: Query) -> int:
     """How many resources the query finds."""
-    return int(connection.execute(sa.select(sa.func.count()).select_from(resource).where(*_found(query))).scalar_one())
+    counted = plan.count(query, sqlite=is_sqlite(connection))
+    return int(run(connection, counted.text, counted.values).fetchone()[0])
 
 
-def _found(query: Query) -> tuple[sa.ColumnElement[bool], ...]:
-    return (
-        resource.c.resource_type == query.resource_type,
-        resource.c.deleted.is_(False),
-        *(_clause(clause, query.resource_type) for clause in query.clauses),
-        _allowed(query),
-    )
+def estimate(connection: Connection, query: Query) -> int:
+    """About how many: the exact number, which the index counts quickly."""
+    return count(connection, query)
 
 
-def targets(connection: Connection, resource_type: str, param: str, ids: Iterable[str]) -> list[tuple[str, str]]:
-    """(type, id) of what these resources point to by a reference parameter."""
-    table = index_reference.c
-    statement = (
-        sa.select(table.target_type, table.target_id)
-        .distinct()
-        .where(table.resource_type == resource_type, table.param == param, table.resource_id.in_(list(ids)))
-        .order_by(table.target_type, table.target_id)
-    )
-    return [(row[0], row[1]) for row in connection.execute(statement)]
+def targets(
+    connection: Connection, resource_type: str, param: str, rids: Sequence[int], limit: int
+) -> list[tuple[str, str]]:
+    """(type, id) of what these resources point to by a reference parameter; foreign ones have no type."""
+    sql = f"""SELECT DISTINCT x.target_type, x.target_id FROM {_numbers(connection)} CROSS JOIN indexreference x
+        WHERE x.rid = j.value AND x.param = ? ORDER BY x.target_type, x.target_id LIMIT ?"""
+    values = (_listed(connection, list(rids)), key(resource_type, param), limit)
+    return [(row[0], row[1]) for row in run(connection, sql, values)]
 
 
-def referrers(connection: Connection, resource_type: str, param: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
+def referrers(
+    connection: Connection, resource_type: str, param: str, pairs: Sequence[tuple[str, str]], limit: int
+) -> list[str]:
     """Ids of the resources of a type that point to one of these (type, id) by a reference parameter."""
-    table = index_reference.c
-    statement = (
-        sa.select(table.resource_id)
-        .distinct()
-        .where(table.resource_type == resource_type, table.param == param)
-        .where(sa.tuple_(table.target_type, table.target_id).in_(list(pairs)))
-        .order_by(table.resource_id)
-    )
-    return list(connection.execute(statement).scalars())
+    found: dict[str, None] = {}
+    sql = """SELECT DISTINCT r.resource_id FROM indexreference x CROSS JOIN resource r
+        WHERE x.param = ? AND x.target_id = ? AND x.target_type = ? AND r.rid = x.rid ORDER BY r.resource_id LIMIT ?"""
+    number = key(resource_type, param)
+    with together(connection):
+        answers = [run(connection, sql, (number, cut(target), kind, limit)) for kind, target in dict.fromkeys(pairs)]
+        for answer in answers:
+            found.update((row[0], None) for row in answer.fetchall())
+    return sorted(found)[:limit]
 
 
-def several(connection: Connection, resource_type: str, ids: Iterable[str]) -> list[Stored]:
-    """The current versions that are there, by id."""
-    statement = (
-        sa.select(*_COLUMNS)
-        .where(resource.c.resource_type == resource_type, resource.c.resource_id.in_(list(ids)))
-        .where(resource.c.deleted.is_(False))
-        .order_by(resource.c.resource_id)
-    )
-    return [_stored(row) for row in connection.execute(statement)]
+def _numbers(connection: Connection) -> str:
+    return "json_each(?) j" if is_sqlite(connection) else "unnest(?::bigint[]) AS j (value)"
 
 
-def _key(order: Order) -> sa.ColumnElement[int]:
-    if order.by == "updated":
-        return resource.c.updated
-    if order.descending:
-        return resource.c.sort
-    return sa.case((resource.c.sort == UNDATED, sa.literal(_LAST)), else_=resource.c.sort)
-
-
-def _allowed(query: Query) -> sa.ColumnElement[bool]:
-    scopes = [
-        sa.and_(sa.true(), *(_clause(clause, query.resource_type) for clause in clauses)) for clauses in query.allowed
-    ]
-    return sa.or_(sa.false(), *scopes)
-
-
-def _clause(clause: Clause, resource_type: str) -> sa.ColumnElement[bool]:
-    either = sa.or_(sa.false(), *(_condition(condition, resource_type) for condition in clause.any_of))
-    return sa.not_(either) if clause.negated else either
-
-
-def _condition(condition: Condition, resource_type: str) -> sa.ColumnElement[bool]:
-    match condition:
-        case Ids(values):
-            return resource.c.resource_id.in_(sorted(values))
-        case Owner(patient_id):
-            return resource.c.patient_id == patient_id
-        case Date("_lastUpdated", prefix, lo, hi):
-            return _compared(resource.c.updated, resource.c.updated + 1, prefix, (lo, hi))
-        case Token() | Target() | Text() | Date() | Present():
-            return _indexed(condition, resource_type)
-
-
-def _indexed(condition: Indexed, resource_type: str) -> sa.ColumnElement[bool]:
-    table = TABLES[_kind(condition)]
-    rows = sa.select(table.c.resource_id).where(
-        table.c.resource_type == resource_type, table.c.param == condition.param, *_wanted(condition, table.c)
-    )
-    if _leads(condition):
-        return resource.c.resource_id.in_(rows)
-    # Asked of each resource in page order by the owner's index, so that a full page ends the search early.
-    return rows.where(table.c.resource_id == resource.c.resource_id).correlate(resource).exists()
-
-
-class _Unindexed(FunctionElement[Any]):
-    """A column that SQLite shall not choose an index by: without statistics it guesses badly."""
-
-    name = "unindexed"
-    inherit_cache = True
-
-    def __init__(self, column: sa.ColumnElement[Any]) -> None:
-        """The value is the column's own."""
-        super().__init__(column)
-        self.type = column.type
-
-
-@compiles(_Unindexed)
-def _plain(element: _Unindexed, compiler: Any, **how: Any) -> str:
-    return compiler.process(element.clauses, **how)
-
-
-@compiles(_Unindexed, "sqlite")
-def _pinned(element: _Unindexed, compiler: Any, **how: Any) -> str:
-    return f"+{compiler.process(element.clauses, **how)}"
-
-
-def _leads(condition: Condition) -> bool:
-    """Whether few resources meet the condition, so that a search had better begin with them."""
-    match condition:
-        case Ids() | Owner() | Target():
-            return True
-        case Token(param, _, value):
-            return value is not None and param in SELECTIVE
-        case Text(_, mode, _):
-            return mode != "contains"
-        case Date() | Present():
-            return False
-
-
-def _is_led(query: Query) -> bool:
-    """Whether some condition leads, whichever of the allowances holds."""
-    return any(map(_clause_leads, query.clauses)) or all(any(map(_clause_leads, clauses)) for clauses in query.allowed)
-
-
-def _clause_leads(clause: Clause) -> bool:
-    return not clause.negated and all(map(_leads, clause.any_of))
-
-
-def _kind(condition: Indexed) -> Kind:
-    match condition:
-        case Token():
-            return "token"
-        case Target():
-            return "reference"
-        case Date():
-            return "date"
-        case Text():
-            return "string"
-        case Present(_, kind):
-            return kind
-
-
-def _wanted(condition: Indexed, column: Columns) -> list[sa.ColumnElement[bool]]:
-    """What the condition's row in its index table must say."""
-    match condition:
-        case Token(_, system, value):
-            said = {"value": value, "system": system}
-            return [column[name] == cut(text) for name, text in said.items() if text is not None]
-        case Target(_, target_type, target_id):
-            kind = [] if target_type is None else [column["target_type"] == target_type]
-            return [column["target_id"] == cut(target_id), *kind]
-        case Date(_, prefix, lo, hi):
-            return [_compared(column["lo"], column["hi"], prefix, (lo, hi))]
-        case Text(_, mode, value):
-            return [_spelled(column, mode, cut(value))]
-        case Present():
-            return []
-
-
-SELECTIVE = frozenset(
-    {"identifier", "requisition", "group-identifier", "series", "instance", "phone", "email", "telecom"}
-)
-"""Tokens that few resources share."""
-
-
-def _spelled(column: Columns, mode: str, value: str) -> sa.ColumnElement[bool]:
-    match mode:
-        case "exact":
-            return column["exact"] == value
-        case "contains":
-            return column["folded"].contains(value, autoescape=True)
-        case _:
-            return column["folded"].startswith(value, autoescape=True)
-
-
-def _compared(
-    lo: sa.ColumnElement[int], hi: sa.ColumnElement[int], prefix: str, wanted: tuple[int, int]
-) -> sa.ColumnElement[bool]:
-    """The range rules of https://hl7.org/fhir/R4/search.html#prefix for a target [lo, hi)."""
-    least, most = wanted
-    within = sa.and_(lo >= least, hi <= most)
-    rules: dict[str, sa.ColumnElement[bool]] = {
-        "eq": within,
-        "ne": sa.not_(within),
-        "gt": hi > most,
-        "lt": lo < least,
-        "ge": sa.or_(hi > most, within),
-        "le": sa.or_(lo < least, within),
-        "sa": lo >= most,
-        "eb": hi <= least,
-        "ap": sa.and_(lo < most, hi > least),
-    }
-    return rules[prefix]
+def _listed(connection: Connection, numbers: list[int]) -> Any:
+    return str(numbers) if is_sqlite(connection) else numbers

@@ -11,88 +11,134 @@ import sqlalchemy as sa
 from sqlmodel import Field, SQLModel
 
 BigSerial = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+Bytewise = sa.String().with_variant(sa.String(collation="C"), "postgresql")
+"""Text that both engines compare and sort alike, byte by byte; only so can a prefix be a range."""
+LIVE = sa.text("NOT deleted")
 
 
 class Resource(SQLModel, table=True):
-    """The current version of one FHIR resource; `body` is served as it stands."""
+    """The current version of one FHIR resource; `body` is served as it stands, and comes last: it may be long."""
 
     __table_args__ = (
-        sa.Index("ix_resource_patient", "resource_type", "patient_id", "sort"),
-        sa.Index("ix_resource_updated", "resource_type", "updated", "resource_id"),
-        sa.Index("ix_resource_sort", "resource_type", "sort", "resource_id"),
+        sa.UniqueConstraint("resource_type", "resource_id", name="uq_resource_id"),
+        sa.UniqueConstraint("natural_key", name="uq_resource_natural_key"),
+        sa.Index(
+            "ix_resource_patient",
+            *("resource_type", "patient_id", "sort", "rid"),
+            sqlite_where=LIVE,
+            postgresql_where=LIVE,
+        ),
+        sa.Index("ix_resource_sort", "resource_type", "sort", "rid", sqlite_where=LIVE, postgresql_where=LIVE),
+        sa.Index("ix_resource_updated", "resource_type", "updated", "rid", "deleted"),
+        sa.Index("ix_resource_latest", "updated", "rid"),
     )
 
-    resource_type: str = Field(primary_key=True)
-    resource_id: str = Field(primary_key=True)
+    rid: int | None = Field(default=None, primary_key=True, sa_type=BigSerial)
+    """The number the index tables know the resource by; it never changes."""
+    resource_type: str = Field(sa_type=Bytewise)
+    resource_id: str = Field(sa_type=Bytewise)
     version: int
     updated: int = Field(sa_type=sa.BigInteger)
     deleted: bool = False
-    body: bytes
-    patient_id: str | None = None
+    patient_id: str | None = Field(default=None, sa_type=Bytewise)
     sort: int = Field(default=0, sa_type=sa.BigInteger)
-    natural_key: str | None = Field(default=None, unique=True)
+    """The type's natural date, or UNDATED."""
+    natural_key: str | None = None
+    cause: str = ""
+    method: str = ""
+    body: bytes
 
 
 class ResourceVersion(SQLModel, table=True):
-    """Every version that ever was, with the event that made it."""
+    """A version that is no longer current, with what made it and the moment the next one replaced it."""
 
-    resource_type: str = Field(primary_key=True)
-    resource_id: str = Field(primary_key=True)
+    __table_args__ = (
+        sa.Index("ix_version_updated", "resource_type", "updated", "rid", "version"),
+        sa.Index("ix_version_latest", "updated", "rid", "version"),
+    )
+
+    rid: int = Field(primary_key=True, sa_type=sa.BigInteger)
     version: int = Field(primary_key=True)
+    resource_type: str = Field(sa_type=Bytewise)
     updated: int = Field(sa_type=sa.BigInteger)
+    until: int = Field(sa_type=sa.BigInteger)
     deleted: bool = False
-    body: bytes
     cause: str = ""
+    method: str = ""
+    body: bytes
 
 
 class IndexToken(SQLModel, table=True):
-    """One token value of one search parameter (system is empty when the value has none)."""
+    """One token value of one search parameter (system is empty when the value has none).
 
-    __table_args__ = (sa.Index("ix_token_owner", "resource_type", "resource_id", "param", "value", "system"),)
+    `param` numbers the parameter of a type; `sort` is the owner's natural date, so that reading a value's rows
+    backwards gives its newest resources first.
+    """
 
-    resource_type: str = Field(primary_key=True)
-    param: str = Field(primary_key=True)
-    value: str = Field(primary_key=True)
-    system: str = Field(primary_key=True)
-    resource_id: str = Field(primary_key=True)
+    __table_args__ = (sa.Index("ix_token_owner", "rid", "param"), {"sqlite_with_rowid": False})
+
+    param: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    value: str = Field(primary_key=True, sa_type=Bytewise)
+    sort: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    rid: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    system: str = Field(primary_key=True, sa_type=Bytewise)
 
 
 class IndexReference(SQLModel, table=True):
     """One reference; a foreign absolute address has an empty target_type and stands whole in target_id."""
 
-    __table_args__ = (
-        sa.Index("ix_reference_owner", "resource_type", "resource_id", "param", "target_id", "target_type"),
-    )
+    __table_args__ = (sa.Index("ix_reference_owner", "rid", "param"), {"sqlite_with_rowid": False})
 
-    resource_type: str = Field(primary_key=True)
-    param: str = Field(primary_key=True)
-    target_id: str = Field(primary_key=True)
-    target_type: str = Field(primary_key=True)
-    resource_id: str = Field(primary_key=True)
+    param: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    target_id: str = Field(primary_key=True, sa_type=Bytewise)
+    sort: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    rid: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    target_type: str = Field(primary_key=True, sa_type=Bytewise)
 
 
 class IndexDate(SQLModel, table=True):
-    """The interval [lo, hi) that a date, dateTime, instant or Period covers; open ends are the extremes."""
+    """The interval [lo, hi) that a date, dateTime, instant or Period covers; open ends are the extremes.
 
-    __table_args__ = (sa.Index("ix_date_owner", "resource_type", "resource_id", "param", "lo", "hi"),)
+    `apart` marks what the owner's `sort` does not tell: an interval longer than a day, or one of several.
+    """
 
-    resource_type: str = Field(primary_key=True)
-    param: str = Field(primary_key=True)
+    __table_args__ = (
+        sa.Index("ix_date_owner", "rid", "param"),
+        sa.Index(
+            "ix_date_apart", "param", "lo", "hi", sqlite_where=sa.text("apart"), postgresql_where=sa.text("apart")
+        ),
+        {"sqlite_with_rowid": False},
+    )
+
+    param: int = Field(primary_key=True, sa_type=sa.BigInteger)
     lo: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    rid: int = Field(primary_key=True, sa_type=sa.BigInteger)
     hi: int = Field(primary_key=True, sa_type=sa.BigInteger)
-    resource_id: str = Field(primary_key=True)
+    apart: bool = False
 
 
 class IndexString(SQLModel, table=True):
     """One text, folded for case and accent; `exact` keeps it as written."""
 
-    __table_args__ = (sa.Index("ix_string_owner", "resource_type", "resource_id", "param", "folded", "exact"),)
+    __table_args__ = (sa.Index("ix_string_owner", "rid", "param"), {"sqlite_with_rowid": False})
 
-    resource_type: str = Field(primary_key=True)
-    param: str = Field(primary_key=True)
-    folded: str = Field(primary_key=True)
-    exact: str = Field(primary_key=True)
-    resource_id: str = Field(primary_key=True)
+    param: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    folded: str = Field(primary_key=True, sa_type=Bytewise)
+    rid: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    exact: str = Field(primary_key=True, sa_type=Bytewise)
+
+
+class IndexNumber(SQLModel, table=True):
+    """One number or quantity; lo and hi are equal unless the value has a comparator."""
+
+    __table_args__ = (sa.Index("ix_number_owner", "rid", "param"), {"sqlite_with_rowid": False})
+
+    param: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    lo: float = Field(primary_key=True, sa_type=sa.Double)
+    rid: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    hi: float = Field(primary_key=True, sa_type=sa.Double)
+    system: str = Field(primary_key=True, sa_type=Bytewise)
+    code: str = Field(primary_key=True, sa_type=Bytewise)
 
 
 class Counter(SQLModel, table=True):
@@ -439,6 +485,7 @@ index_token = core(IndexToken)
 index_reference = core(IndexReference)
 index_date = core(IndexDate)
 index_string = core(IndexString)
+index_number = core(IndexNumber)
 counter = core(Counter)
 event = core(Event)
 outbox = core(Outbox)
@@ -463,4 +510,4 @@ audit_row = core(AuditRow)
 lease = core(Lease)
 mpps_state = core(MppsState)
 
-INDEX_TABLES = (index_token, index_reference, index_date, index_string)
+INDEX_TABLES = (index_token, index_reference, index_date, index_string, index_number)
