@@ -4,7 +4,7 @@
 set -uo pipefail
 cd "$(dirname "$0")/.."
 
-readonly scope=${1:-quick}
+readonly scope=${1:-quick} ANSWERS=build/answers
 shift || true
 failed=()
 
@@ -33,7 +33,12 @@ gate floors silent lint-imports --no-cache
 gate types silent basedpyright --level error
 case $scope in
     quick) gate tests pytest -q -m "not slow and not orthanc and not postgres and not browser" "$@" ;;
-    all) gate tests pytest -n 2 --dist loadfile --cov --cov-report=term "$@" ;;
+    all)
+        rm -rf "$ANSWERS"
+        gate tests pytest -n 2 --dist loadfile --cov --cov-report=term -p tests.recorder --record "$ANSWERS" "$@"
+        # A part of the tests may have nothing to judge, the whole must.
+        gate judges python scripts/judge.py "$ANSWERS" --least $(($# ? 0 : 500))
+        ;;
     *) echo "check: say 'check.sh quick' or 'check.sh all'" >&2 && exit 2 ;;
 esac
 

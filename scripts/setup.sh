@@ -121,6 +121,11 @@ install_viewer() {
     .venv/bin/python scripts/ohif.py "$target" ${ISOCENTER_OHIF_TARBALL:+--tarball "$ISOCENTER_OHIF_TARBALL"} 9>&-
 }
 
+# What judges the server's answers in the tests; nothing of it is needed to run.
+install_judges() {
+    .venv/bin/python scripts/judge.py --install 9>&-
+}
+
 case "$purpose" in demo | test) ;; *) stop "say 'setup.sh demo' or 'setup.sh test'" ;; esac
 check_system
 check_folder
@@ -130,3 +135,4 @@ install_packages
 find_uv
 sync_python
 install_viewer
+if [ "$purpose" = test ]; then install_judges; fi
