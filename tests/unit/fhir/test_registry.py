@@ -1,78 +1,173 @@
-"""The fact-book against HL7's own definitions, and the page that tells of it."""
+"""The fact-book against HL7's own definitions, and what a fact-book cannot say."""
 
 from __future__ import annotations
 
-import re
+import subprocess
+import sys
+from collections.abc import Iterator
+from datetime import UTC
 from pathlib import Path
+from zoneinfo import ZoneInfo
 
-from app.fhir import definitions
-from app.fhir.registry import MODIFIERS, Offer, Parameter, Step, offers
+import pytest
 
-DOCS = Path(__file__).parents[3] / "docs" / "fhir.md"
-NOT_SERVED = {"Patient": {"phonetic"}, "Practitioner": {"phonetic"}}
-SPECIAL = {"Patient.deceased": "Patient.deceased.exists() and Patient.deceased != false"}
-BEYOND = {"ImagingStudy.modality": {"modality"}}
-"""Paths that stand beside those of R4: a study without series is found by its own modality."""
+from app.errors import ConfigurationError, NotSupported
+from app.fhir import definitions, registry, site
+from app.fhir.registry import MODIFIERS, SUFFIXES, offer, offers
+from app.store.query import key
 
-
-def test_every_parameter_of_the_four_types_that_r4_defines_is_served_and_no_other() -> None:
-    for resource_type, offer in offers().items():
-        known = definitions.read("search-parameters.json")[resource_type]
-        servable = {name for name, row in known.items() if row["type"] in MODIFIERS}
-        own = {name for name in offer.search if not name.startswith("_")}
-        assert own == servable - NOT_SERVED.get(resource_type, set()), resource_type
+BOOK = Path(__file__).parents[3] / "capability" / "resources.toml"
+COLUMNS = {"_id", "_lastUpdated"}
+TYPES = """Patient Practitioner PractitionerRole Organization Location Encounter ServiceRequest Task ImagingStudy
+Endpoint DiagnosticReport Observation Media DocumentReference BodyStructure Device Procedure Provenance AuditEvent
+Subscription Basic Binary AllergyIntolerance Flag Appointment Group Bundle ConceptMap CodeSystem ValueSet
+StructureDefinition SearchParameter OperationDefinition CapabilityStatement ImplementationGuide"""
 
 
-def test_every_path_is_the_one_hl7_gives() -> None:
-    for resource_type, offer in offers().items():
-        known = definitions.read("search-parameters.json")[resource_type]
-        for name, parameter in offer.search.items():
-            if not name.startswith("_"):
-                told = known[name]["expression"]
-                assert _covers(offer, parameter, told), f"{resource_type}.{name}: {told}"
+@pytest.fixture
+def elsewhere() -> Iterator[None]:
+    before = site.here()
+    site.settle(before.base, ZoneInfo("Australia/Sydney"))
+    yield
+    site.settle(before.base, before.zone)
 
 
-def _covers(offer: Offer, parameter: Parameter, expression: str) -> bool:
-    name = f"{offer.resource_type}.{parameter.name}"
-    if name in SPECIAL:
-        return expression == SPECIAL[name] and parameter.present
-    ours = {_spelled(path) for path in parameter.paths} - BEYOND.get(name, set())
-    theirs = {one for part in expression.split(" | ") for one in _expanded(offer.resource_type, part.strip())}
-    only = "Patient" if "resolve() is Patient" in expression else ""
-    return ours == theirs and parameter.only == only
+def test_the_types_are_those_that_imaging_needs() -> None:
+    assert list(offers()) == TYPES.split()
 
 
-def _spelled(path: tuple[Step, ...]) -> str:
-    return ".".join(step.name + (f"[{step.key}={step.value}]" if step.key else "") for step in path)
+@pytest.mark.parametrize("name", offers())
+def test_every_parameter_that_r4_defines_is_served_or_left_out_with_a_reason(name: str) -> None:
+    known = definitions.read("search-parameters.json")
+    own = {one for one, parameter in offer(name).search.items() if parameter.description}
+    theirs = known.get(name, {}).keys() | known["Resource"].keys() | known["DomainResource"].keys()
+    served = offer(name).search.keys() - own
+    assert served | offer(name).omitted.keys() == theirs - COLUMNS
+    assert not served & offer(name).omitted.keys()
+    assert all(" " in reason for reason in offer(name).omitted.values())
 
 
-def _expanded(resource_type: str, expression: str) -> list[str]:
-    """A FHIRPath of HL7's definitions as paths into JSON."""
-    expression = re.sub(r"\((\S+) as (\w)(\w*)\)", lambda found: found[1] + found[2].upper() + found[3], expression)
-    expression = re.sub(r"\.where\(resolve\(\) is \w+\)", "", expression)
-    expression = re.sub(r"\.where\((\w+)='(\w+)'\)", r"[\1=\2]", expression)
-    path = expression.removeprefix(f"{resource_type}.")
-    for element in definitions.elements(resource_type):
-        if element.choice and element.name == path:
-            return [path + kind.name[0].upper() + kind.name[1:] for kind in element.kinds]
-    return [path]
+@pytest.mark.parametrize("name", offers())
+def test_parameters_bear_hl7s_type_and_address_and_ours_an_address_of_our_own(name: str) -> None:
+    known = definitions.read("search-parameters.json")
+    for parameter in offer(name).search.values():
+        theirs = known.get(name, {}).get(parameter.name) or known["Resource"].get(parameter.name)
+        if theirs is None:
+            assert parameter.url == f"https://isocenter.dev/fhir/SearchParameter/{name}-{parameter.name}"
+            assert parameter.description
+        else:
+            assert (parameter.type, parameter.url) == (theirs["type"], theirs["url"])
+            assert parameter.expression.startswith(theirs["expression"])
 
 
-def test_workflow_elements_and_patient_paths_are_elements_of_their_type() -> None:
-    for resource_type, offer in offers().items():
-        known = {element.name for element in definitions.elements(resource_type)} | {"id"}
-        assert offer.workflow <= known, resource_type
-        assert {step.name for step in offer.patient} <= known, resource_type
+def test_composites_know_their_parts() -> None:
+    parts = offer("Observation").search["code-value-quantity"].components
+    assert [(part.name, part.type) for part in parts] == [("code", "token"), ("value-quantity", "quantity")]
+    parts = offer("DocumentReference").search["relationship"].components
+    assert [(part.name, part.kinds) for part in parts] == [("relatesto", {"Reference"}), ("relation", {"code"})]
 
 
-def test_the_page_has_a_row_for_every_parameter_and_none_beyond() -> None:
-    text = DOCS.read_text()
-    for resource_type, offer in offers().items():
-        own = {name: parameter for name, parameter in offer.search.items() if not name.startswith("_")}
-        assert _row(resource_type, own) in text, f"docs/fhir.md lacks this line:\n{_row(resource_type, own)}"
-    assert len(re.findall(r"^\| [A-Z]\w+ \| .*\| .*\| .*\| .*\| .*\|$", text, re.MULTILINE)) == len(offers())
+def test_other_names_lead_to_a_parameter_that_is_there() -> None:
+    for one in offers().values():
+        assert set(one.aliases.values()) <= one.search.keys() | COLUMNS
+    assert offer("ImagingStudy").parameter("based-on") is offer("ImagingStudy").search["basedon"]
+    assert offer("DiagnosticReport").parameter("imagingStudy") is offer("DiagnosticReport").search["imaging-study"]
+    assert offer("DiagnosticReport").parameter("patinet") is None
 
 
-def _row(resource_type: str, own: dict[str, Parameter]) -> str:
-    by_type = (sorted(name for name, one in own.items() if one.type == kind) for kind in MODIFIERS)
-    return f"| {resource_type} | " + " | ".join(", ".join(names) or "–" for names in by_type) + " |"
+def test_only_references_to_patients_are_a_patient() -> None:
+    assert offer("ImagingStudy").search["patient"].only == "Patient"
+    assert offer("ImagingStudy").search["subject"].only == ""
+    assert offer("Patient").search["deceased"].present
+
+
+def test_the_numbers_of_all_parameters_and_their_suffixes_are_distinct() -> None:
+    names = [
+        (one.resource_type, name + suffix)
+        for one in offers().values()
+        for name in one.search
+        for suffix in ("", *SUFFIXES)
+    ]
+    assert len({key(*name) for name in names}) == len(names) > 2500
+
+
+def test_a_summary_shows_what_r4_says_and_nothing_mandatory_is_ever_cut_out() -> None:
+    study = offer("ImagingStudy")
+    assert {"status", "subject", "series", "series.uid"} <= study.summary
+    assert not {"text", "series.instance", "contained"} & study.summary
+    assert {"status", "subject", "implicitRules", "modifierExtension", "series.uid"} <= study.mandatory
+    assert "valueQuantity" in offer("Observation").summary
+    for one in offers().values():
+        elements = definitions.elements(one.resource_type)
+        assert {element.name for element in elements if element.required and not element.choice} <= one.mandatory
+
+
+def test_compartments_are_entered_by_parameters_that_are_served() -> None:
+    assert offer("Observation").compartments["Patient"] == ("subject", "performer")
+    assert offer("Encounter").compartments["Encounter"] == ("_id",)
+    for one in offers().values():
+        for params in one.compartments.values():
+            assert set(params) <= one.search.keys() | COLUMNS
+
+
+def test_elements_with_a_choice_are_named_as_json_names_them() -> None:
+    assert {"valueQuantity", "valueCodeableConcept", "effectiveDateTime"} <= offer("Observation").protected
+    for one in offers().values():
+        names = {element.name for element in definitions.elements(one.resource_type) if not element.choice}
+        assert one.workflow <= names
+
+
+def test_what_is_not_served_of_a_type_is_not_supported() -> None:
+    with pytest.raises(NotSupported):
+        offer("Medication")
+    assert offer("ConceptMap").interactions == {"read", "search-type"}
+    assert offer("AuditEvent").kept == "audit"
+
+
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ('reading = ["read", "search-type"]', 'reading = ["raed", "search-type"]'),
+        ('sort = "authored"', 'sort = "status"'),
+        ('based-on = "basedon"', 'status = "basedon"'),
+        ('based-on = "basedon"', 'based-on = "basedOff"'),
+        ("[ImagingStudy.own.accession]", "[ImagingStudy.own.status]"),
+        ("phonetic =", "phonetics ="),
+        ('workflow = ["identifier", "status"]', 'workflow = ["identifier", "state"]'),
+        ('expression = "ImagingStudy.description"', 'expression = "ImagingStudy.describtion"'),
+        ('type = "number"', 'type = "special"'),
+        ('patient = "ServiceRequest.subject"', 'patient = "ServiceRequest.patient"'),
+    ],
+)
+def test_a_book_that_says_what_cannot_be_is_refused(before: str, after: str) -> None:
+    text = BOOK.read_text("utf-8")
+    assert before in text
+    with pytest.raises(ConfigurationError):
+        registry.read(text.replace(before, after))
+
+
+def test_the_digest_is_the_same_in_every_process() -> None:
+    script = "from app.fhir import registry; print(registry.digest())"
+    found = {
+        subprocess.run(
+            [sys.executable, "-c", script],
+            env={"PYTHONHASHSEED": seed},
+            cwd=BOOK.parents[1],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.strip()
+        for seed in ("1", "2")
+    }
+    assert len(found) == 1
+
+
+@pytest.mark.usefixtures("elsewhere")
+def test_the_digest_tells_of_another_zone() -> None:
+    there = registry.digest()
+    site.settle("", UTC)
+    assert registry.digest() != there
+
+
+def test_every_type_of_parameter_has_its_modifiers() -> None:
+    assert {one.type for row in offers().values() for one in row.search.values()} == MODIFIERS.keys()
