@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from importlib.metadata import version
 from typing import Any
 
-from app.fhir import definitions
+from app.fhir import conditions, definitions
 from app.fhir.outcome import MEDIA_TYPE
-from app.fhir.registry import INTERACTIONS, MODIFIERS, SYSTEM_INTERACTIONS, Offer, Parameter, offers
+from app.fhir.registry import INTERACTIONS, SYSTEM_INTERACTIONS, Offer, Parameter, offers
 from app.settings import Settings
 
 Json = dict[str, Any]
@@ -54,9 +54,9 @@ def terminology() -> Json:
 
 
 def modifiers(parameter: Parameter) -> tuple[str, ...]:
-    """The modifiers a parameter takes; a reference also takes each type it may point to."""
-    taken = (name for name in MODIFIERS[parameter.type] if name != "of-type" or "Identifier" in parameter.kinds)
-    return (*taken, *(sorted(parameter.targets & offers().keys()) if parameter.type == "reference" else ()))
+    """The modifiers a parameter takes; a reference also takes each type served here that it may point to."""
+    kinds = conditions.targets(parameter) & offers().keys() if parameter.type == "reference" else set[str]()
+    return (*conditions.modifiers(parameter), *sorted(kinds))
 
 
 def common() -> Iterator[tuple[str, Json]]:
@@ -67,19 +67,20 @@ def common() -> Iterator[tuple[str, Json]]:
 
 
 def includes(offer: Offer) -> list[str]:
-    """What `_include` takes for this type, by one parameter each."""
-    names = sorted(name for name, parameter in offer.search.items() if parameter.type == "reference")
-    return [f"{offer.resource_type}:{name}" for name in names]
+    """What `_include` takes for this type; what is kept elsewhere is not joined to other rows."""
+    names = sorted(name for name, one in offer.search.items() if one.type == "reference" and not offer.kept)
+    return ["*", *(f"{offer.resource_type}:{name}" for name in names)] if names else []
 
 
 def rev_includes(offer: Offer) -> list[str]:
     """What `_revinclude` takes that may lead here."""
-    return [
+    found = [
         f"{other.resource_type}:{name}"
         for other in offers().values()
         for name, parameter in sorted(other.search.items())
-        if parameter.type == "reference" and offer.resource_type in (parameter.targets or {offer.resource_type})
+        if parameter.type == "reference" and not other.kept and offer.resource_type in conditions.targets(parameter)
     ]
+    return ["*", *found] if found and not offer.kept else []
 
 
 def _release() -> Json:
@@ -142,20 +143,29 @@ def _documentation(offer: Offer, served: frozenset[str]) -> str:
 
 
 def _search(offer: Offer) -> Json:
-    rows = [_parameter(parameter) for parameter in offer.search.values()]
+    rows = [_parameter(offer, parameter) for parameter in offer.search.values()]
     rows += [
         {"name": name, "definition": row["url"], "type": row["type"]}
         for name, row in common()
         if name not in offer.search
     ]
-    return {
-        "searchInclude": ["*", *includes(offer)],
-        "searchRevInclude": ["*", *rev_includes(offer)],
+    found = {
+        "searchInclude": includes(offer),
+        "searchRevInclude": rev_includes(offer),
         "searchParam": sorted(rows, key=lambda row: row["name"]),
     }
+    return {name: value for name, value in found.items() if value}
 
 
-def _parameter(parameter: Parameter) -> Json:
-    taken = " ".join(f":{name}" for name in modifiers(parameter) if name in MODIFIERS[parameter.type])
+def _parameter(offer: Offer, parameter: Parameter) -> Json:
     row = {"name": parameter.name, "definition": parameter.url, "type": parameter.type}
-    return {**row, "documentation": f"Modifiers: {taken}"} if taken else row
+    told: list[str] = []
+    taken = [f":{name}" for name in conditions.modifiers(parameter)]
+    if parameter.type == "reference":
+        taken.append(":[type]")
+    if taken:
+        told.append(f"Modifiers: {' '.join(taken)}")
+    known = definitions.read("search-parameters.json").get(offer.resource_type, {}).get(parameter.name)
+    if known and known["expression"] != parameter.expression:
+        told.append(f"Looks at {parameter.expression}")
+    return {**row, "documentation": ". ".join(told)} if told else row
