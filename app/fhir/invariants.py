@@ -9,7 +9,8 @@ from __future__ import annotations
 import re
 from calendar import monthrange
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import date, datetime
 from decimal import Decimal
 from typing import Any
@@ -22,6 +23,10 @@ _VERIFICATION = "http://terminology.hl7.org/CodeSystem/allergyintolerance-verifi
 _REQUESTING = {"batch", "transaction", "history"}
 _RESPONDING = {"batch-response", "transaction-response", "history"}
 _SLICE_NAME = re.compile(r"[a-zA-Z0-9/\-_\[\]@]+")
+_SYSTEM_TYPE = re.compile(r"http://hl7\.org/fhirpath/System\.[A-Z][A-Za-z]+")
+_TYPE_NAME = re.compile(r"[a-zA-Z0-9]+")
+_DOTTED_NAME = re.compile(r"[a-zA-Z0-9.]+")
+_CODED = frozenset({"code", "Coding", "CodeableConcept", "Quantity", "string", "uri"})
 _STEP = r"[^\s.,:;'\"/|?!@#$%&*()\[\]{}]{1,64}"
 _ELEMENT_PATH = re.compile(rf"{_STEP}(\.{_STEP}(\[x\])?(:[^\s.]+)?)*")
 
@@ -61,6 +66,11 @@ def objects(node: Json, *names: str) -> list[Json]:
     for name in names:
         found = [value for item in found for value in values(item, name) if type(value) is dict]
     return found
+
+
+def listed(node: Json, name: str) -> list[tuple[int, Json]]:
+    """The objects in a list, with their indices."""
+    return [(index, item) for index, item in enumerate(values(node, name)) if type(item) is dict]
 
 
 def texts(nodes: Iterable[Json], name: str) -> list[str]:
@@ -141,31 +151,70 @@ def distinct_texts(name: str, *path: str) -> Holds:
     return lambda node: distinct(texts(objects(node, *path), name))
 
 
-def never(name: str, value: str, *path: str) -> Holds:
-    """No node along the path has this value."""
-    return lambda node: value not in texts(objects(node, *path), name)
-
-
 def only_if(name: str, other: str, allowed: Iterable[str]) -> Holds:
     """The first needs the other to be one of the allowed values."""
     permitted = frozenset(allowed)
     return lambda node: not has(node, name) or text(node, other) in permitted
 
 
+@dataclass(frozen=True, slots=True)
+class Each:
+    """What must hold of each object in a list; given the node that has it, the indices of those that break it."""
+
+    faults: Callable[[Json], list[int]]
+
+    def __call__(self, node: Json) -> bool:
+        """Whether all of them keep it."""
+        return not self.faults(node)
+
+
+def each(name: str, is_kept: Callable[[Json, Json], bool]) -> Each:
+    """Asked of each object in the list, beside the node that has the list."""
+    return Each(lambda node: [index for index, item in listed(node, name) if not is_kept(item, node)])
+
+
+def each_distinct(name: str, key: str) -> Each:
+    """No two objects in the list have the same text; the later ones break it."""
+    return Each(lambda node: repeated((index, text(item, key)) for index, item in listed(node, name)))
+
+
+def repeated(found: Iterable[tuple[int, Any]]) -> list[int]:
+    """The indices of values that came before; None stands for no value."""
+    met: set[Any] = set()
+    again: list[int] = []
+    for index, value in found:
+        if value is not None and value in met:
+            again.append(index)
+        met.add(value)
+    return again
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """Where a fault is shown, and what must hold."""
+
+    at: str
+    holds: Holds
+
+    def faults(self, node: Json) -> list[tuple[str, int]]:
+        """Element and index of each fault in a node for which the rule does not hold; -1 means no index."""
+        if isinstance(self.holds, Each):
+            return [(self.at, index) for index in self.holds.faults(node)]
+        return [(self.at, -1)]
+
+
 # --- rules that need more than a sentence ----------------------------------------------------------------------
 
 
-def _all_contained_are_used(node: Json) -> bool:
-    contained = objects(node, "contained")
-    if not contained:
-        return True
-    used = set(strings(node))
-    return all(f"#{text(item, 'id')}" in used or "#" in strings(item) for item in contained)
-
-
-def _no_contained_has(*path: str) -> Holds:
+def _contained_without(*path: str) -> Each:
     *parents, name = path
-    return lambda node: not any(has(item, name) for item in objects(node, "contained", *parents))
+    return each("contained", lambda item, _: not any(has(one, name) for one in objects(item, *parents)))
+
+
+def _unused_contained(node: Json) -> list[int]:
+    contained = listed(node, "contained")
+    used = set(strings(node)) if contained else set[str]()
+    return [index for index, item in contained if f"#{text(item, 'id')}" not in used and "#" not in strings(item)]
 
 
 def _is_ucum_quantity(node: Json) -> bool:
@@ -227,15 +276,17 @@ def _is_entered_in_error(node: Json) -> bool:
     return any(text(item, "system") == _VERIFICATION and text(item, "code") == "entered-in-error" for item in codings)
 
 
-def _entries_have(name: str, kinds: set[str]) -> Holds:
-    return lambda node: all(has(entry, name) == (text(node, "type") in kinds) for entry in objects(node, "entry"))
+def _entries_have(name: str, kinds: set[str]) -> Each:
+    return each("entry", lambda entry, node: has(entry, name) == (text(node, "type") in kinds))
 
 
-def _full_urls_are_unique(node: Json) -> bool:
-    entries = [entry for entry in objects(node, "entry") if has(entry, "fullUrl")]
-    versions = [texts(objects(entry, "resource", "meta"), "versionId") for entry in entries]
-    keys = [(text(entry, "fullUrl"), *version) for entry, version in zip(entries, versions, strict=True)]
-    return text(node, "type") == "history" or distinct(keys)
+def _repeated_entries(node: Json) -> list[int]:
+    if text(node, "type") == "history":
+        return []
+    entries = [(index, entry) for index, entry in listed(node, "entry") if has(entry, "fullUrl")]
+    versions = [texts(objects(entry, "resource", "meta"), "versionId") for _, entry in entries]
+    keys = [(index, (text(entry, "fullUrl"), *own)) for (index, entry), own in zip(entries, versions, strict=True)]
+    return repeated(keys)
 
 
 def _begins_with(kind: str, resource_type: str) -> Holds:
@@ -298,29 +349,102 @@ def _is_reference_or_canonical(node: Json) -> bool:
     return text(node, "code") in {"Reference", "canonical"}
 
 
-def _all_elements(*names: str) -> Holds:
-    return lambda node: all(has(item, name) for item in objects(node, "element") for name in names)
+def _elements_with(*names: str) -> Each:
+    return each("element", lambda item, _: all(has(item, name) for name in names))
 
 
 def _views(node: Json) -> list[Json]:
     return [*objects(node, "snapshot", "element"), *objects(node, "differential", "element")]
 
 
-def _roots(elements: list[Json]) -> list[Json]:
-    return [item for item in elements if "." not in (text(item, "path") or ".")]
+def _is_root(element: Json) -> bool:
+    return "." not in (text(element, "path") or ".")
 
 
-Rule = tuple[str, Holds]
+def _no_root_has(*names: str) -> Holds:
+    return lambda node: not any(has(item, name) for item in _views(node) if _is_root(item) for name in names)
 
-RULES: dict[tuple[str, str], Rule] = {
+
+def _first_path(node: Json, view: str) -> str | None:
+    first = objects(node, view, "element")[:1]
+    return text(first[0], "path") if first else None
+
+
+def _is_logical(node: Json) -> bool:
+    return text(node, "kind") == "logical"
+
+
+def _snapshot_is_of_type(node: Json) -> bool:
+    return _is_logical(node) or not has(node, "snapshot") or _first_path(node, "snapshot") == text(node, "type")
+
+
+def _first_has_no_type(view: str) -> Holds:
+    """The root of a differential is known by its path, the root of a snapshot by its place."""
+
+    def holds(node: Json) -> bool:
+        first = objects(node, view, "element")[:1]
+        is_root = bool(first) and (view == "snapshot" or _is_root(first[0]))
+        return _is_logical(node) or not is_root or not has(first[0], "type")
+
+    return holds
+
+
+def _is_of_hl7(node: Json) -> bool:
+    return (text(node, "url") or "").startswith("http://hl7.org/fhir/StructureDefinition")
+
+
+def _uses_types_of_fhir(node: Json) -> bool:
+    in_differential = texts(objects(node, "differential", "element", "type"), "code")
+    in_snapshot = texts(objects(node, "snapshot", "element", "type"), "code")
+    return not _is_of_hl7(node) or (
+        all(_SYSTEM_TYPE.fullmatch(code) or _TYPE_NAME.fullmatch(code) for code in in_differential)
+        and all(_SYSTEM_TYPE.fullmatch(code) or _DOTTED_NAME.fullmatch(code) for code in in_snapshot)
+    )
+
+
+def _defaults_are_specialized(node: Json) -> bool:
+    has_default = any(has(item, "defaultValue[x]") for item in objects(node, "differential", "element"))
+    return not has_default or text(node, "derivation") == "specialization"
+
+
+def _hl7_has_no_defaults(node: Json) -> bool:
+    return not _is_of_hl7(node) or not any(has(item, "defaultValue[x]") for item in _views(node))
+
+
+def _snapshot_paths_begin_alike(node: Json) -> bool:
+    first = _first_path(node, "snapshot")
+    rest = objects(node, "snapshot", "element")[1:]
+    own = _is_logical(node) or not has(node, "snapshot") or first == text(node, "type")
+    return own and all((text(item, "path") or "").startswith(f"{first}.") for item in rest)
+
+
+def _differential_paths_begin_alike(node: Json) -> bool:
+    first = _first_path(node, "differential") or ""
+    rest = objects(node, "differential", "element")[1:]
+    root = first.split(".")[0]
+    own = _is_logical(node) or not first or first.startswith(text(node, "type") or "")
+    return own and all((text(item, "path") or "").startswith(f"{root}.") for item in rest)
+
+
+def _bound_element_is_coded(node: Json) -> bool:
+    codes = texts(objects(node, "type"), "code")
+    return not has(node, "binding") or not codes or not _CODED.isdisjoint(codes)
+
+
+_STATED: dict[tuple[str, str], tuple[str, Holds]] = {
     # every resource and datatype
-    ("DomainResource", "dom-2"): ("contained", _no_contained_has("contained")),
-    ("DomainResource", "dom-3"): ("contained", _all_contained_are_used),
+    ("DomainResource", "dom-2"): ("contained", _contained_without("contained")),
+    ("DomainResource", "dom-3"): ("contained", Each(_unused_contained)),
     ("DomainResource", "dom-4"): (
         "contained",
-        lambda node: _no_contained_has("meta", "versionId")(node) and _no_contained_has("meta", "lastUpdated")(node),
+        each(
+            "contained",
+            lambda item, _: (
+                not any(has(meta, "versionId") or has(meta, "lastUpdated") for meta in objects(item, "meta"))
+            ),
+        ),
     ),
-    ("DomainResource", "dom-5"): ("contained", _no_contained_has("meta", "security")),
+    ("DomainResource", "dom-5"): ("contained", _contained_without("meta", "security")),
     ("Extension", "ext-1"): ("", exactly_one("extension", "value[x]")),
     ("Attachment", "att-1"): ("contentType", needs("data", "contentType")),
     ("ContactPoint", "cpt-2"): ("system", needs("value", "system")),
@@ -375,8 +499,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ("Observation", "obs-7"): ("value", lambda node: not has(node, "value[x]") or not _component_repeats_code(node)),
     ("Observation.referenceRange", "obs-3"): ("", some("low", "high", "text")),
     ("Organization", "org-1"): ("", some("identifier", "name")),
-    ("Organization", "org-2"): ("address", never("use", "home", "address")),
-    ("Organization", "org-3"): ("telecom", never("use", "home", "telecom")),
+    ("Organization", "org-2"): ("address", each("address", lambda item, _: text(item, "use") != "home")),
+    ("Organization", "org-3"): ("telecom", each("telecom", lambda item, _: text(item, "use") != "home")),
     ("Patient.contact", "pat-1"): ("", some("name", "telecom", "address", "organization")),
     ("ServiceRequest", "prr-1"): ("orderDetail", needs("orderDetail", "code")),
     ("Task", "inv-1"): (
@@ -387,11 +511,11 @@ RULES: dict[tuple[str, str], Rule] = {
     ("Bundle", "bdl-1"): ("total", only_if("total", "type", ("searchset", "history"))),
     ("Bundle", "bdl-2"): (
         "entry",
-        lambda node: text(node, "type") == "searchset" or not any(has(one, "search") for one in objects(node, "entry")),
+        each("entry", lambda entry, node: text(node, "type") == "searchset" or not has(entry, "search")),
     ),
     ("Bundle", "bdl-3"): ("entry", _entries_have("request", _REQUESTING)),
     ("Bundle", "bdl-4"): ("entry", _entries_have("response", _RESPONDING)),
-    ("Bundle", "bdl-7"): ("entry", _full_urls_are_unique),
+    ("Bundle", "bdl-7"): ("entry", Each(_repeated_entries)),
     ("Bundle", "bdl-9"): ("identifier", _is_named_document),
     ("Bundle", "bdl-10"): (
         "timestamp",
@@ -418,8 +542,8 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("CapabilityStatement", "cpb-15"): ("kind", _capability_is_abstract),
     ("CapabilityStatement", "cpb-16"): ("kind", _requirements_name_no_software),
-    ("CapabilityStatement.rest", "cpb-9"): ("resource", distinct_texts("type", "resource")),
-    ("CapabilityStatement.rest.resource", "cpb-12"): ("searchParam", distinct_texts("name", "searchParam")),
+    ("CapabilityStatement.rest", "cpb-9"): ("resource", each_distinct("resource", "type")),
+    ("CapabilityStatement.rest.resource", "cpb-12"): ("searchParam", each_distinct("searchParam", "name")),
     ("CodeSystem", "csd-1"): ("concept", lambda node: distinct(texts(_all_concepts(node), "code"))),
     ("ConceptMap.group.element.target", "cmd-1"): (
         "comment",
@@ -474,8 +598,9 @@ RULES: dict[tuple[str, str], Rule] = {
         lambda node: not has(node, "pattern[x]") or len(objects(node, "type")) <= 1,
     ),
     ("ElementDefinition", "eld-8"): ("pattern", not_both("pattern[x]", "fixed[x]")),
-    ("ElementDefinition", "eld-13"): ("type", distinct_texts("code", "type")),
-    ("ElementDefinition", "eld-14"): ("constraint", distinct_texts("key", "constraint")),
+    ("ElementDefinition", "eld-11"): ("binding", _bound_element_is_coded),
+    ("ElementDefinition", "eld-13"): ("type", each_distinct("type", "code")),
+    ("ElementDefinition", "eld-14"): ("constraint", each_distinct("constraint", "key")),
     ("ElementDefinition", "eld-15"): ("meaningWhenMissing", not_both("meaningWhenMissing", "defaultValue[x]")),
     ("ElementDefinition", "eld-16"): (
         "sliceName",
@@ -526,28 +651,41 @@ RULES: dict[tuple[str, str], Rule] = {
     ),
     ("StructureDefinition", "sdf-23"): (
         "",
-        lambda node: not any(has(item, "sliceName") for item in _roots(_views(node))),
+        _no_root_has("sliceName"),
     ),
+    ("StructureDefinition", "sdf-9"): ("", _no_root_has("label", "code", "requirements")),
+    ("StructureDefinition", "sdf-11"): ("snapshot", _snapshot_is_of_type),
+    ("StructureDefinition", "sdf-15"): ("snapshot", _first_has_no_type("snapshot")),
+    ("StructureDefinition", "sdf-15a"): ("differential", _first_has_no_type("differential")),
+    ("StructureDefinition", "sdf-19"): ("", _uses_types_of_fhir),
+    ("StructureDefinition", "sdf-21"): ("differential", _defaults_are_specialized),
+    ("StructureDefinition", "sdf-22"): ("", _hl7_has_no_defaults),
     ("StructureDefinition.mapping", "sdf-2"): ("", some("name", "uri")),
-    ("StructureDefinition.snapshot", "sdf-3"): ("element", _all_elements("definition", "min", "max")),
-    ("StructureDefinition.snapshot", "sdf-8b"): ("element", _all_elements("base")),
+    ("StructureDefinition.snapshot", "sdf-3"): ("element", _elements_with("definition", "min", "max")),
+    ("StructureDefinition.snapshot", "sdf-8b"): ("element", _elements_with("base")),
+    ("StructureDefinition.snapshot", "sdf-8"): ("snapshot", _snapshot_paths_begin_alike),
     ("StructureDefinition.snapshot", "sdf-10"): (
         "element",
-        lambda node: all(some("valueSet", "description")(one) for one in objects(node, "element", "binding")),
+        each(
+            "element",
+            lambda item, _: all(has(one, "valueSet") or has(one, "description") for one in objects(item, "binding")),
+        ),
     ),
+    ("StructureDefinition.differential", "sdf-8a"): ("differential", _differential_paths_begin_alike),
     ("StructureDefinition.differential", "sdf-20"): (
         "element",
-        lambda node: not any(has(item, "slicing") for item in _roots(objects(node, "element"))),
+        each("element", lambda item, _: not (_is_root(item) and has(item, "slicing"))),
     ),
 }
+
+RULES: Mapping[tuple[str, str], Rule] = {key: Rule(*row) for key, row in _STATED.items()}
 
 # The walk itself and the narrative's reader see to these.
 CHECKED_ELSEWHERE = frozenset(
     {("Element", "ele-1"), ("Reference", "ref-1"), ("Narrative", "txt-1"), ("Narrative", "txt-2")}
 )
-# Rules about how a StructureDefinition's author lays out paths and types; nobody sends us profiles to build on.
-NOT_CHECKED = frozenset(
-    {("ElementDefinition", "eld-11")}
-    | {("StructureDefinition", key) for key in ("sdf-9", "sdf-11", "sdf-15", "sdf-15a", "sdf-19", "sdf-21", "sdf-22")}
-    | {("StructureDefinition.snapshot", "sdf-8"), ("StructureDefinition.differential", "sdf-8a")}
-)
+# Rules stated of a part that need the whole are asked of the whole.
+RAISED: Mapping[tuple[str, str], str] = {
+    ("StructureDefinition.snapshot", "sdf-8"): "StructureDefinition",
+    ("StructureDefinition.differential", "sdf-8a"): "StructureDefinition",
+}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import binascii
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import date
 from decimal import Decimal
 from typing import Any, NamedTuple
@@ -18,7 +18,19 @@ class Fault(NamedTuple):
 
 
 Test = Callable[[Any], Fault | None]
+"""Judges any JSON value."""
 
+
+class Primitive(NamedTuple):
+    """How a value is judged: nearly all are of the JSON type and good at a glance, the test has the last word."""
+
+    json: type
+    good: Callable[[Any], object]
+    """True only when the test would find no fault; asked only about values of the JSON type."""
+    test: Test
+
+
+_never: Callable[[Any], object] = frozenset[Any]().__contains__
 MAX_STRING = 1024 * 1024
 _INTEGER_LIMIT = 2**31
 # A surrogate without its partner, or a control character, can be neither stored nor shown.
@@ -138,52 +150,104 @@ def base64(value: Any) -> Fault | None:
     return None if data else EMPTY
 
 
-TESTS: dict[str, Test] = {
-    "boolean": boolean,
-    "integer": whole(-_INTEGER_LIMIT),
-    "unsignedInt": whole(0),
-    "positiveInt": whole(1),
-    "decimal": decimal,
-    "string": string,
-    "markdown": string,
-    "code": matching(f"{_VISIBLE}+(?: {_VISIBLE}+)*", "must be a code: no blanks at the ends, single ones inside"),
-    "id": matching(r"[A-Za-z0-9\-.]{1,64}", "must be 1 to 64 letters, digits, hyphens and dots"),
-    "uri": _uri,
-    "url": _uri,
-    "canonical": _uri,
-    "oid": matching(_OID, "must be an OID such as urn:oid:1.2.3"),
-    "uuid": matching(_UUID, "must be a UUID such as urn:uuid:c757873d-ec9a-4326-a141-556f43239520"),
-    "base64Binary": base64,
-    "date": dated(_DATE % "", "must be a date such as 2020, 2020-01 or 2020-01-31"),
-    "dateTime": dated(
-        _DATE % f"(?:T{_CLOCK}{_ZONE})?",
-        "must be a date, or a date and time with seconds and zone such as 2020-01-31T09:30:00+01:00",
+# --- the quick glance ------------------------------------------------------------------------------------------
+
+_MANY = 4096
+_SHORT = 100
+
+
+def familiar(test: Test) -> Primitive:
+    """For texts that come again and again, such as the addresses of code systems: those found good are remembered."""
+    known: set[str] = set()
+
+    def judge(value: Any) -> Fault | None:
+        fault = test(value)
+        if fault is None and len(value) <= _SHORT:
+            if len(known) >= _MANY:
+                known.clear()
+            known.add(value)
+        return fault
+
+    return Primitive(str, known.__contains__, judge)
+
+
+def unhurried(test: Test) -> Primitive:
+    """For what is rare or long: the test alone."""
+    return Primitive(object, _never, test)
+
+
+def _numbered(least: int) -> Primitive:
+    return Primitive(int, range(least, _INTEGER_LIMIT).__contains__, whole(least))
+
+
+def _seen(pattern: str, test: Test) -> Primitive:
+    return Primitive(str, re.compile(pattern, re.ASCII).fullmatch, test)
+
+
+_text = _seen("[ -~]{1,1000}", string)
+_SURE_DAY = (
+    r"(?:0[1-9]|1[0-2])-(?:0[1-9]|1\d|2[0-8])|(?:0[13-9]|1[0-2])-(?:29|30)|(?:0[13578]|1[02])-31"  # all but 29 February
+)
+_SURE_DATE = rf"(?!0000)\d{{4}}(?:-(?:(?:{_SURE_DAY})%s|0[1-9]|1[0-2]))?"
+_ID = r"[A-Za-z0-9\-.]{1,64}"
+_DATE_TIME = _DATE % f"(?:T{_CLOCK}{_ZONE})?"
+_INSTANT = rf"(?P<year>\d{{4}})-(?P<month>\d\d)-(?P<day>\d\d)T{_CLOCK}{_ZONE}"
+
+PRIMITIVES: Mapping[str, Primitive] = {
+    "boolean": Primitive(bool, frozenset({True, False}).__contains__, boolean),
+    "integer": _numbered(-_INTEGER_LIMIT),
+    "unsignedInt": _numbered(0),
+    "positiveInt": _numbered(1),
+    "decimal": unhurried(decimal),
+    "string": _text,
+    "markdown": _text,
+    "code": familiar(
+        matching(f"{_VISIBLE}+(?: {_VISIBLE}+)*", "must be a code: no blanks at the ends, single ones inside")
     ),
-    "instant": dated(
-        rf"(?P<year>\d{{4}})-(?P<month>\d\d)-(?P<day>\d\d)T{_CLOCK}{_ZONE}",
-        "must be a date and time with seconds and zone such as 2020-01-31T09:30:00.000Z",
+    "id": _seen(_ID, matching(_ID, "must be 1 to 64 letters, digits, hyphens and dots")),
+    "uri": familiar(_uri),
+    "url": familiar(_uri),
+    "canonical": familiar(_uri),
+    "oid": familiar(matching(_OID, "must be an OID such as urn:oid:1.2.3")),
+    "uuid": familiar(matching(_UUID, "must be a UUID such as urn:uuid:c757873d-ec9a-4326-a141-556f43239520")),
+    "base64Binary": unhurried(base64),
+    "date": _seen(_SURE_DATE % "", dated(_DATE % "", "must be a date such as 2020, 2020-01 or 2020-01-31")),
+    "dateTime": _seen(
+        _SURE_DATE % f"(?:T{_CLOCK}{_ZONE})?",
+        dated(
+            _DATE_TIME,
+            "must be a date, or a date and time with seconds and zone such as 2020-01-31T09:30:00+01:00",
+        ),
     ),
-    "time": matching(_CLOCK, "must be a time such as 09:30:00"),
+    "instant": unhurried(
+        dated(_INSTANT, "must be a date and time with seconds and zone such as 2020-01-31T09:30:00.000Z")
+    ),
+    "time": unhurried(matching(_CLOCK, "must be a time such as 09:30:00")),
 }
 
+# An element's id is no id: any text without blanks.
+ELEMENT_ID = familiar(matching(f"{_VISIBLE}+", "must be text without blanks"))
 
-def coded(test: Test, codes: frozenset[str], value_set: str) -> Test:
-    """A test whose text must also be one of the codes."""
+
+def coded(primitive: Primitive, codes: frozenset[str], value_set: str) -> Primitive:
+    """One whose text must also be one of the codes."""
     fault = Fault("code-invalid", f"must be a code of the value set {value_set}")
 
-    def check(value: Any) -> Fault | None:
+    def test(value: Any) -> Fault | None:
         if type(value) is str and value in codes:
             return None
-        return test(value) or fault
+        return primitive.test(value) or fault
 
-    return check
+    return Primitive(str, codes.__contains__, test)
 
 
 # Value sets that cannot be listed offline: their syntax is checked, UCUM units and LOINC answers are not.
-SYNTAX: dict[str, Test] = {
-    "mimetypes": matching(
-        rf"[\w!#$&^.+\-]+(?:/[\w!#$&^.+*\-]+)?(?: ?; ?[\w!#$&^.+\-]+={_VISIBLE}+(?: {_VISIBLE}+)*)?",
-        "must be a media type such as image/png",
+SYNTAX: Mapping[str, Primitive] = {
+    "mimetypes": familiar(
+        matching(
+            rf"[\w!#$&^.+\-]+(?:/[\w!#$&^.+*\-]+)?(?: ?; ?[\w!#$&^.+\-]+={_VISIBLE}+(?: {_VISIBLE}+)*)?",
+            "must be a media type such as image/png",
+        )
     ),
-    "currencies": matching("[A-Z]{3}", "must be a currency code of three letters such as EUR"),
+    "currencies": familiar(matching("[A-Z]{3}", "must be a currency code of three letters such as EUR")),
 }

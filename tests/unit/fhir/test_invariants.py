@@ -10,6 +10,7 @@ from app.fhir import invariants
 
 Node = dict[str, Any]
 UCUM = "http://unitsofmeasure.org"
+HL7 = "http://hl7.org/fhir/StructureDefinition/"
 ERROR = {
     "coding": [
         {
@@ -232,6 +233,12 @@ ROWS: list[tuple[str, str, Node, Node]] = [
     ("ElementDefinition", "eld-6", {"fixedCode": "c", "type": [{}, {}]}, {"fixedCode": "c", "type": [{}]}),
     ("ElementDefinition", "eld-7", {"patternCode": "c", "type": [{}, {}]}, {"type": [{}, {}]}),
     ("ElementDefinition", "eld-8", {"patternCode": "c", "fixedCode": "c"}, {"patternCode": "c"}),
+    (
+        "ElementDefinition",
+        "eld-11",
+        {"binding": {}, "type": [{"code": "boolean"}]},
+        {"binding": {}, "type": [{"code": "boolean"}, {"code": "Coding"}]},
+    ),
     ("ElementDefinition", "eld-13", {"type": [{"code": "A"}, {"code": "A"}]}, {"type": [{"code": "A"}, {"code": "B"}]}),
     ("ElementDefinition", "eld-14", {"constraint": [{"key": "a"}, {"key": "a"}]}, {"constraint": [{"key": "a"}]}),
     ("ElementDefinition", "eld-15", {"meaningWhenMissing": "x", "defaultValueCode": "c"}, {"meaningWhenMissing": "x"}),
@@ -297,6 +304,48 @@ ROWS: list[tuple[str, str, Node, Node]] = [
         {"differential": {"element": [{"path": "A", "sliceName": "x"}]}},
         {"differential": element(sliceName="x")},
     ),
+    (
+        "StructureDefinition",
+        "sdf-9",
+        {"differential": {"element": [{"path": "A", "code": [{}]}]}},
+        {"differential": {"element": [{"path": "A.b", "code": [{}]}]}},
+    ),
+    (
+        "StructureDefinition",
+        "sdf-11",
+        {"kind": "resource", "type": "B", "snapshot": element()},
+        {"kind": "logical", "type": "B", "snapshot": element()},
+    ),
+    (
+        "StructureDefinition",
+        "sdf-15",
+        {"kind": "resource", "snapshot": {"element": [{"path": "A", "type": [{}]}]}},
+        {"kind": "resource", "snapshot": element(type=[{}])},
+    ),
+    (
+        "StructureDefinition",
+        "sdf-15a",
+        {"kind": "resource", "differential": {"element": [{"path": "A", "type": [{}]}]}},
+        {"kind": "resource", "differential": {"element": [{"path": "A.b", "type": [{}]}]}},
+    ),
+    (
+        "StructureDefinition",
+        "sdf-19",
+        {"url": f"{HL7}A", "differential": element(type=[{"code": "a.b"}])},
+        {"url": f"{HL7}A", "snapshot": element(type=[{"code": "a.b"}])},
+    ),
+    (
+        "StructureDefinition",
+        "sdf-21",
+        {"derivation": "constraint", "differential": element(defaultValueCode="c")},
+        {"derivation": "specialization", "differential": element(defaultValueCode="c")},
+    ),
+    (
+        "StructureDefinition",
+        "sdf-22",
+        {"url": f"{HL7}A", "snapshot": element(defaultValueCode="c")},
+        {"url": "http://x.example.org/A", "snapshot": element(defaultValueCode="c")},
+    ),
     ("StructureDefinition.mapping", "sdf-2", {"identity": "x"}, {"uri": "u"}),
     (
         "StructureDefinition.snapshot",
@@ -307,9 +356,21 @@ ROWS: list[tuple[str, str, Node, Node]] = [
     ("StructureDefinition.snapshot", "sdf-8b", element(), {"element": [{"base": {}}]}),
     (
         "StructureDefinition.snapshot",
+        "sdf-8",
+        {"type": "A", "snapshot": {"element": [{"path": "A"}, {"path": "B.c"}]}},
+        {"type": "A", "snapshot": element()},
+    ),
+    (
+        "StructureDefinition.snapshot",
         "sdf-10",
         element(binding={"strength": "required"}),
         element(binding={"valueSet": "u"}),
+    ),
+    (
+        "StructureDefinition.differential",
+        "sdf-8a",
+        {"type": "A", "differential": {"element": [{"path": "A.b"}, {"path": "C.d"}]}},
+        {"type": "A", "differential": {"element": [{"path": "A.b"}, {"path": "A.c"}]}},
     ),
     ("StructureDefinition.differential", "sdf-20", {"element": [{"path": "A", "slicing": {}}]}, element(slicing={})),
 ]
@@ -317,8 +378,9 @@ ROWS: list[tuple[str, str, Node, Node]] = [
 
 @pytest.mark.parametrize(("structure", "key", "broken", "kept"), ROWS, ids=[f"{row[0]}-{row[1]}" for row in ROWS])
 def test_an_invariant_tells_a_broken_node_from_a_kept_one(structure: str, key: str, broken: Node, kept: Node) -> None:
-    _, holds = invariants.RULES[structure, key]
-    assert (holds(broken), holds(kept)) == (False, True)
+    rule = invariants.RULES[structure, key]
+    assert (rule.holds(broken), rule.holds(kept)) == (False, True)
+    assert rule.faults(broken)
 
 
 def test_every_invariant_has_its_row() -> None:

@@ -1,0 +1,116 @@
+"""Strict JSON at the door: no name twice, no digit lost, no endless depth (https://hl7.org/fhir/R4/json.html)."""
+
+from __future__ import annotations
+
+import json
+from decimal import Decimal
+from itertools import chain
+from typing import Any
+
+import msgspec
+
+from app.errors import BadRequest, Issue
+
+Json = dict[str, Any]
+
+MAX_DEPTH = 100
+_MAX_DIGITS = 1000
+
+
+def parse(body: bytes) -> Json:
+    """The body as values; numbers with fraction or exponent become Decimal, so that none loses a digit.
+
+    Almost every body is read by the quick reader. It is as strict as the other but for names that come twice, so the
+    names in the text are counted. Where counting could be deceived, and to say what is wrong, the slow one reads.
+    """
+    resource = _quickly(body) if _is_countable(body) else None
+    return _slowly(body) if resource is None else resource
+
+
+def _quickly(body: bytes) -> Json | None:
+    """None when anything is not as it should be."""
+    try:
+        resource = _QUICK.decode(body)
+    except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
+        return None
+    return resource if _names(resource) == body.count(b'":') else None
+
+
+def _is_countable(body: bytes) -> bool:
+    """Whether each name is followed at once by its colon, no text has a quote before one, no number is endless."""
+    if b"\\" in body and b'\\":' in body:
+        return False
+    plain = body.translate(_PLAIN)
+    return b" :" not in plain and _ENDLESS not in plain
+
+
+# All digits alike, all blanks alike: one look finds each.
+_PLAIN = bytes.maketrans(b"123456789\n\t\r", b"000000000   ")
+_ENDLESS = b"0" * _MAX_DIGITS
+
+
+def _names(resource: Json) -> int:
+    """How many names all objects have; -1 when they are nested too deeply."""
+    names, objects, lists = 0, [resource], list[list[Any]]()
+    for _ in range(MAX_DEPTH):
+        names += sum(map(len, objects))
+        inside = [*chain.from_iterable(map(dict[str, Any].values, objects)), *chain.from_iterable(lists)]
+        objects = [value for value in inside if type(value) is dict]
+        lists = [value for value in inside if type(value) is list]
+        if not objects and not lists:
+            return names
+    return -1
+
+
+def _slowly(body: bytes) -> Json:
+    try:
+        resource = _SLOW.decode(body.decode("utf-8"))
+    except UnicodeDecodeError as error:
+        raise _malformed(f"the body is not UTF-8 (byte {error.start})") from error
+    except json.JSONDecodeError as error:
+        where = f"line {error.lineno}, column {error.colno}"
+        raise _malformed(f"the body is not JSON: {error.msg} ({where})") from error
+    except ValueError as error:
+        raise _malformed(f"the body is not the JSON of a resource: {error}") from error
+    except RecursionError as error:
+        raise _malformed("the body is nested too deeply") from error
+    if type(resource) is not dict:
+        raise _malformed("the body must be one JSON object")
+    if _names(resource) < 0:
+        raise _malformed(f"the body is nested more than {MAX_DEPTH} levels deep")
+    return resource
+
+
+def _malformed(diagnostics: str) -> BadRequest:
+    return BadRequest(issues=(Issue("structure", diagnostics),))
+
+
+def _object(pairs: list[tuple[str, Any]]) -> Json:
+    found = dict(pairs)
+    if len(found) != len(pairs):
+        raise ValueError("an object has the same name twice")
+    return found
+
+
+def _decimal(literal: str) -> Decimal:
+    try:
+        value = Decimal(literal)
+    except ArithmeticError as error:
+        raise ValueError("a number is out of range") from error
+    if abs(value.adjusted()) > _MAX_DIGITS:
+        raise ValueError("a number is out of range")
+    return value
+
+
+def _whole(literal: str) -> int:
+    if len(literal) > _MAX_DIGITS:
+        raise ValueError("a number is out of range")
+    return int(literal)
+
+
+def _constant(name: str) -> Any:
+    raise ValueError(f"{name} is not a JSON value")
+
+
+_QUICK = msgspec.json.Decoder(Json, float_hook=_decimal)
+_SLOW = json.JSONDecoder(object_pairs_hook=_object, parse_float=_decimal, parse_int=_whole, parse_constant=_constant)
