@@ -6,13 +6,13 @@ import math
 import re
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from datetime import UTC, tzinfo
+from dataclasses import replace
 from decimal import Decimal
 
 from app.errors import BadRequest, Issue
 from app.fhir import dates, index
 from app.fhir.registry import MODIFIERS, Parameter
+from app.fhir.site import Site
 from app.store.query import Below, Condition, Date, Kind, Number, Target, Text, Token
 
 PREFIXES = ("eq", "ne", "gt", "lt", "ge", "le", "sa", "eb", "ap")
@@ -35,14 +35,6 @@ _NUMBER = re.compile(
 _BLANK_ZONE = re.compile(r" (\d\d:\d\d)$")
 _ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 _CODED = frozenset({"CodeableConcept", "Coding", "Identifier"})
-
-
-@dataclass(frozen=True, slots=True)
-class Site:
-    """What a value is read with: our own address before references, the zone of times that name none."""
-
-    base: str = ""
-    zone: tzinfo = UTC
 
 
 def conditions(parameter: Parameter, modifier: str, text: str, site: Site) -> tuple[Condition, ...]:

@@ -9,8 +9,9 @@ from dataclasses import replace
 
 from app.errors import BadRequest, Issue
 from app.fhir import conditions
-from app.fhir.conditions import KINDS, Site, refusal, split
+from app.fhir.conditions import KINDS, refusal, split
 from app.fhir.registry import Offer, Parameter, offers
+from app.fhir.site import Site, here
 from app.store.query import Clause, Ids, Link, Present, Query, Referred
 
 COMMON = ("_id", "_lastUpdated")
@@ -56,7 +57,7 @@ def criterion(offer: Offer, word: str, value: str, site: Site, depth: int = 0) -
 
 def clause(offer: Offer, word: str, value: str, base: str = "") -> Clause:
     """One criterion without its word."""
-    return criterion(offer, word, value, Site(base))[1]
+    return criterion(offer, word, value, Site(base, here().zone))[1]
 
 
 def legal(offer: Offer) -> list[str]:

@@ -2,35 +2,102 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import replace
+from functools import cache
+from typing import Any, TypedDict
 
-from app.access import SHARED_TYPES, Access, Action, Scope, bounds
+import msgspec
+
+from app.access import SHARED_TYPES, Access, Action, Scope, bounds, decide, permits
 from app.errors import BadRequest, Forbidden
-from app.fhir import search
-from app.fhir.registry import Offer
+from app.fhir import criteria, index, resources
+from app.fhir.registry import Offer, offer, offers
 from app.fhir.resources import STUDY_UID
-from app.store.resources import Clause, Ids, Owner, Query, Target, Token
+from app.fhir.site import here
+from app.store.query import Clause, Condition, Ids, Link, Owner, Query, Referred, Target, Token
+from app.store.resources import Stored
 
 _PATIENT_PARAMS = frozenset({"patient", "subject"})
 
 
+def may_search(access: Access, resource_type: str) -> bool:
+    """Whether any scope lets the caller search the type at all."""
+    return permits(access, Action("s", resource_type))
+
+
 def is_bounded(access: Access, action: Action) -> bool:
     """Whether there may be resources of this type that the grant does not cover."""
-    if access.studies is not None and action.resource_type == "ImagingStudy":
+    if _is_bound_to_studies(access, action.resource_type):
         return True
-    return not any(
-        not scope.criteria and (scope.context != "patient" or _is_shared(access, action.resource_type))
-        for scope in bounds(access, action)
-    )
+    return not any(_is_free(scope, access, action.resource_type) for scope in bounds(access, action))
+
+
+def readable(access: Access, stored: Stored, verb: str = "r") -> bool:
+    """The decision on one stored version, without reading more of it than the grant asks about.
+
+    A deletion does not say whose it was: only who may see the whole type may see it.
+    """
+    action = Action(verb, stored.resource_type)
+    if stored.deleted:
+        return not is_bounded(access, action)
+    scopes = bounds(access, action)
+    if not _is_bound_to_studies(access, stored.resource_type):
+        if any(_is_free(scope, access, stored.resource_type) for scope in scopes):
+            return True
+        plain = any(not scope.criteria for scope in scopes)
+        if plain and access.patient_id is not None and _owner(stored) == access.patient_id:
+            return True
+        if all(not scope.criteria for scope in scopes):
+            return False
+    return decide(access, action, resources.facts_of(resources.loads(stored.body)))
 
 
 def confine(query: Query, offer: Offer, access: Access) -> Query:
-    """The query for this caller: what any of its scopes allows, and nothing else."""
+    """The query for this caller: what any of its scopes allows, and nothing else.
+
+    What a chain or a `_has` asks of another resource is asked only of those that the caller may see.
+    """
     scopes = bounds(access, Action("s", offer.resource_type))
     if all(scope.context == "patient" for scope in scopes):
         _refuse_other_patients(query, access)
-    found = (_clauses(scope, offer, access) for scope in scopes)
-    return replace(query, allowed=tuple(clauses for clauses in found if clauses is not None))
+    return _confined(query, offer, access, scopes)
+
+
+def require_patient(access: Access, resource_types: Iterable[str], patient_id: str) -> None:
+    """Forbidden for another patient's compartment when every scope is about the one in context."""
+    scopes = [scope for kind in resource_types for scope in bounds(access, Action("s", kind))]
+    if all(scope.context == "patient" for scope in scopes) and patient_id != access.patient_id:
+        raise Forbidden("the grant is for another patient")
+
+
+def _confined(query: Query, offer: Offer, access: Access, scopes: Iterable[Scope]) -> Query:
+    clauses = tuple(_inward(clause, access) for clause in query.clauses)
+    found = dict.fromkeys(_clauses(scope, offer, access) for scope in scopes)
+    allowed = tuple(clauses for clauses in found if clauses is not None)
+    return replace(query, clauses=clauses, allowed=((),) if () in allowed else allowed)
+
+
+def _inward(clause: Clause, access: Access) -> Clause:
+    if not any(isinstance(condition, Link | Referred) for condition in clause.any_of):
+        return clause
+    return replace(clause, any_of=tuple(_nested(condition, access) for condition in clause.any_of))
+
+
+def _nested(condition: Condition, access: Access) -> Condition:
+    if not isinstance(condition, Link | Referred):
+        return condition
+    inner = condition.query
+    scopes = (scope for verb in "rs" for scope in bounds(access, Action(verb, inner.resource_type)))
+    return replace(condition, query=_confined(inner, offers()[inner.resource_type], access, scopes))
+
+
+def _is_bound_to_studies(access: Access, resource_type: str) -> bool:
+    return access.studies is not None and resource_type == "ImagingStudy"
+
+
+def _is_free(scope: Scope, access: Access, resource_type: str) -> bool:
+    return not scope.criteria and (scope.context != "patient" or _is_shared(access, resource_type))
 
 
 def _is_shared(access: Access, resource_type: str) -> bool:
@@ -61,7 +128,7 @@ def _criterion(offer: Offer, name: str, value: str) -> Clause | None:
     if name != "_id" and (parameter is None or parameter.type not in {"token", "uri", "reference"}):
         return None
     try:
-        return search.clause(offer, name, value)
+        return criteria.clause(offer, name, value)
     except BadRequest:
         return None
 
@@ -79,3 +146,23 @@ def _refuse_other_patients(query: Query, access: Access) -> None:
                     is_other = False
             if is_other:
                 raise Forbidden("the grant is for another patient")
+
+
+# --- whose a version is ---------------------------------------------------------------------------------------
+
+
+def _owner(stored: Stored) -> str | None:
+    """The patient that this very version is about: the row knows the current version's only."""
+    known = offer(stored.resource_type)
+    decoder = _decoder(stored.resource_type)
+    return index.patient_id(decoder.decode(stored.body), known, here().base) if decoder else None
+
+
+@cache
+def _decoder(resource_type: str) -> msgspec.json.Decoder[Any] | None:
+    """Reads the elements that name the patient, and passes over all others."""
+    leaves = offer(resource_type).patient
+    if not leaves:
+        return None
+    names = {"contained", *(leaf.steps[0].name for leaf in leaves)}
+    return msgspec.json.Decoder(TypedDict("Owned", dict.fromkeys(names, Any), total=False))  # pyright: ignore[reportArgumentType]

@@ -5,16 +5,16 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from datetime import UTC, tzinfo
 from functools import partial
 from typing import Any
 
 from app.errors import BadRequest, Issue
 from app.fhir import shaping
-from app.fhir.conditions import KINDS, Site, refusal, targets
+from app.fhir.conditions import KINDS, refusal, targets
 from app.fhir.criteria import COMMON, CONTROLS, clause, criterion, legal, unknown
 from app.fhir.registry import Offer, Parameter, offers
 from app.fhir.shaping import WHOLE, Shape
+from app.fhir.site import Site, here
 from app.store.query import Clause, Ids, Key, Link, Query, Referred
 
 __all__ = ["COMMON", "CONTROLS", "clause", "legal", "refusal"]
@@ -76,12 +76,9 @@ class _Part:
     setting: Any = None
 
 
-def parse(offer: Offer, criteria: Criteria, base: str = "", *, zone: tzinfo = UTC, lenient: bool = False) -> Search:
-    """The search; BadRequest names the first word that is not understood, unless a lenient one ignores it.
-
-    `base` is our own address before references, `zone` reads times that name none.
-    """
-    return together([offer], criteria, Site(base, zone), lenient=lenient)[0]
+def parse(offer: Offer, criteria: Criteria, base: str = "", *, lenient: bool = False) -> Search:
+    """The search; BadRequest names the first word that is not understood, unless a lenient one ignores it."""
+    return together([offer], criteria, Site(base or here().base, here().zone), lenient=lenient)[0]
 
 
 def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = False) -> list[Search]:

@@ -13,6 +13,7 @@ from app.errors import BadRequest
 from app.fhir import conditions, search
 from app.fhir.registry import offers
 from app.fhir.search import Include, Search
+from app.fhir.site import Site
 from app.store.query import (
     Below,
     Clause,
@@ -124,7 +125,8 @@ def test_a_plus_that_arrived_as_a_blank_is_a_zone() -> None:
 
 def test_a_time_without_zone_is_the_sites() -> None:
     zone = ZoneInfo("Europe/Vienna")
-    (clause,) = read("ImagingStudy", "started=2024-03-01", zone=zone).query.clauses
+    (found,) = search.together([offers()["ImagingStudy"]], [("started", "2024-03-01")], Site(BASE, zone))
+    (clause,) = found.query.clauses
     assert clause.any_of == (Date("started", "eq", day(2024, 3, 1, zone), day(2024, 3, 2, zone)),)
 
 
