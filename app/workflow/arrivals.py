@@ -25,7 +25,7 @@ from app.store.database import now
 from app.store.outbox import Effect
 from app.store.sync import Dirty, Known, Position
 from app.store.timeline import Happening
-from app.workflow import evidence, matching, orders
+from app.workflow import evidence, matching, orders, owned
 from app.workflow.site import Archive, Site
 
 log = structlog.get_logger(__name__)
@@ -208,9 +208,10 @@ def _publish(
     earlier = resources.read(connection, "ImagingStudy", resource_id)
     grew = _images(held) - studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES)
     study = imaging_study.available(held.uid, facts, links, site.settings.zone)
-    study |= {"note": earlier["note"]} if earlier and "note" in earlier else {}
     cause = f"archive {dirty.reason}"
-    resources.put(connection, study, cause=cause, natural_key=orders.natural_key(held.uid, patient_id))
+    resources.put(
+        connection, owned.kept(study, earlier), cause=cause, natural_key=orders.natural_key(held.uid, patient_id)
+    )
     _keep(connection, held, Known(
         held.orthanc_id, held.uid, resource_id, patient_id, match.order["id"] if match.order else None,
         held.digest, now(), False, None, held.count,

@@ -25,7 +25,7 @@ from app.store.outbox import Effect
 from app.store.studies import HeldInstance, Stowed
 from app.store.sync import Known
 from app.store.timeline import Happening
-from app.workflow import orders, reports
+from app.workflow import orders, owned, reports
 from app.workflow.site import Archive, Site
 
 log = structlog.get_logger(__name__)
@@ -221,7 +221,7 @@ def _put(connection: Connection, resource: Json, earlier: list[Json], cause: str
         resource = resource | {"identifier": _identifiers(before, resource)}
     if before is not None and before["status"] in SIGNED:
         resource = resource | {"status": before["status"] if _says_the_same(before, resource) else "amended"}
-    resources.put(connection, resource, cause=cause)
+    resources.put(connection, owned.kept(resource, before), cause=cause)
 
 
 def _put_replaced(connection: Connection, resource: Json, earlier: list[Json], cause: str) -> None:

@@ -21,6 +21,7 @@ from app.store import counters, studies, sync, timeline
 from app.store import resources as rows
 from app.store.database import Store
 from app.store.timeline import Happening
+from app.workflow import owned
 from app.workflow.site import Procedure, Site
 from app.workflow.states import FINAL_REPORTS, GIVEN_UP, OPEN, STEP_MOVES, TERMINAL, WAITING
 
@@ -230,7 +231,7 @@ def _put_step(connection: Connection, step: task.Step, known: list[Json], cause:
         kept = {name: before[name] for name in ("status", "businessStatus") if name in before}
         # Without an authoredOn of its own the order keeps the time it was first accepted.
         planned |= kept | {"authoredOn": before["authoredOn"]}
-    resources.put(connection, planned, cause=cause)
+    resources.put(connection, owned.kept(planned, before), cause=cause)
 
 
 def _register(connection: Connection, order: Json, key: tuple[str, str], modalities: Iterable[str], cause: str) -> None:
@@ -253,6 +254,7 @@ def _register(connection: Connection, order: Json, key: tuple[str, str], modalit
         procedure=(order["code"],) if order.get("code") else (),
     )
     study = imaging_study.registered(uid, links, modalities)
+    study = owned.kept(study, known)
     resources.put(connection, study, cause=cause, natural_key=natural_key(uid, patient_id))
 
 

@@ -20,6 +20,16 @@ FINAL_REPORTS = frozenset({"final", "amended", "corrected", "appended"})
 DEAD_REPORTS = frozenset({"cancelled", "entered-in-error"})
 
 
+CLIENT_MOVES: Mapping[str, frozenset[str]] = {
+    **dict.fromkeys(
+        WAITING,
+        frozenset({"accepted", "ready", "on-hold", "in-progress", "completed", "cancelled", "rejected"}),
+    ),
+    "in-progress": frozenset({"completed", "failed"}),
+}
+"""From which status to which a client may move a Task of the server; a step that is over stays so."""
+
+
 @dataclass(frozen=True, slots=True)
 class Move:
     """From which Task statuses an event leads where; `business` is the worklist's word, `told` the timeline's."""
