@@ -513,6 +513,15 @@ def referrers(
     return sorted(found)[:limit]
 
 
+def referring_types(connection: Connection, pointing: Iterable[tuple[str, str]], stored: Stored) -> list[str]:
+    """Which types point to a resource by one of these (type, reference parameter)."""
+    kinds = {key(kind, param): kind for kind, param in pointing}
+    sql = f"""SELECT DISTINCT x.param FROM {_numbers(connection)} CROSS JOIN indexreference x
+        WHERE x.param = j.value AND x.target_id = ? AND x.target_type = ? AND x.rid <> ?"""
+    values = (_listed(connection, list(kinds)), cut(stored.resource_id), stored.resource_type, stored.rid)
+    return sorted({kinds[row[0]] for row in run(connection, sql, values)})
+
+
 def _numbers(connection: Connection) -> str:
     return "json_each(?) j" if is_sqlite(connection) else "unnest(?::bigint[]) AS j (value)"
 
