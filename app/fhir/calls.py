@@ -13,6 +13,7 @@ from app.access import Access, Action, Facts, permits
 from app.audit import Outcome, Record, of
 from app.errors import Forbidden
 from app.fhir.registry import Offer, offer
+from app.fhir.resources import Draft
 from app.fhir.validation import Json
 from app.settings import Settings
 from app.store.database import Store
@@ -62,6 +63,8 @@ class Call:
     """Query and form parameters in their order."""
     headers: Mapping[str, str] = field(default_factory=dict[str, str])
     body: bytes = b""
+    draft: Draft | None = None
+    """A body that was judged already, as those of a Bundle's entries are."""
     request_id: str = ""
     about: dict[str, Any] = field(default_factory=dict[str, Any])
 

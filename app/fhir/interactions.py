@@ -247,7 +247,9 @@ _PLANNERS: dict[str, Callable[[Call], Planner]] = {
 
 
 def _draft(call: Call) -> Draft:
-    if call.resource_type == "Binary" and not http.is_json(call.headers):
+    if call.draft is not None:
+        draft = call.draft
+    elif call.resource_type == "Binary" and not http.is_json(call.headers):
         draft = resources.accepted("Binary", binary.wrapped(call.headers, call.body, call.resource_id))
     else:
         http.require_json(call.headers)
@@ -334,18 +336,33 @@ def matches(
 
 def carry_out(connection: Connection, plans: Sequence[Plan]) -> list[Reply]:
     """Write all changes at once, then let each have its consequences; the replies in the order of the plans."""
+    write(connection, plans)
+    for plan in plans:
+        require_unreferred(connection, plan)
+    for plan in plans:
+        consequences(connection, plan)
+    return [reply(plan) for plan in plans]
+
+
+def write(connection: Connection, plans: Sequence[Plan]) -> None:
+    """Write all changes at once; what they cause is still to come."""
     written = iter(rows.write(connection, [plan.change for plan in plans if plan.change]))
     for plan in plans:
         if plan.change:
             plan.stored = next(written)
-    gone = [plan.stored for plan in plans if plan.change and plan.stored and plan.stored.deleted]
-    _require_unreferred(connection, gone)
-    for plan in plans:
-        _consequences(connection, plan)
-    return [reply(plan) for plan in plans]
 
 
-def _consequences(connection: Connection, plan: Plan) -> None:
+def require_unreferred(connection: Connection, plan: Plan) -> None:
+    """Conflict when something still refers to what the plan has deleted."""
+    stored = plan.stored
+    if plan.change is None or stored is None or not stored.deleted:
+        return
+    kinds = rows.referring_types(connection, _pointing_to(stored.resource_type), stored)
+    if kinds:
+        raise Conflict(f"it is referred to by {', '.join(kinds)}: delete those, or their references, first")
+
+
+def consequences(connection: Connection, plan: Plan) -> None:
     """What the arrival of a resource causes may change the resource itself."""
     hook = plan.call.door.hooks.get(plan.call.resource_type)
     stored = plan.stored
@@ -353,13 +370,6 @@ def _consequences(connection: Connection, plan: Plan) -> None:
         return
     hook(connection, plan.call.access, resources.loads(stored.body), plan.before)
     plan.stored = rows.current(connection, stored.resource_type, stored.resource_id) or stored
-
-
-def _require_unreferred(connection: Connection, gone: Sequence[Stored]) -> None:
-    for stored in gone:
-        kinds = rows.referring_types(connection, _pointing_to(stored.resource_type), stored)
-        if kinds:
-            raise Conflict(f"it is referred to by {', '.join(kinds)}: delete those, or their references, first")
 
 
 def _pointing_to(resource_type: str) -> list[tuple[str, str]]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from urllib.parse import parse_qsl
 
 from sqlalchemy.engine import Connection
@@ -18,25 +18,22 @@ from starlette.types import Receive, Scope, Send
 
 from app.access import Access
 from app.audit import Record
-from app.errors import BadRequest, Forbidden, IsocenterError, NotSupported, Unauthenticated
+from app.errors import BadRequest, Forbidden, IsocenterError, Unauthenticated, Unavailable
 from app.fhir import (
     binary,
     capability,
-    history,
     http,
     interactions,
     openapi,
     outcome,
     resources,
-    searching,
+    routing,
     transaction,
 )
 from app.fhir.calls import Call, Door, Reply
 from app.fhir.http import Asked
-from app.fhir.registry import offers
+from app.fhir.routing import Route
 from app.fhir.search import refusal
-
-Reader = Callable[[Call, Connection], Reply]
 
 THREADS = 16
 LOOP_SECONDS = 0.03
@@ -45,36 +42,9 @@ READ_SECONDS = 30
 JUDGED_IN_LOOP = 32 * 1024
 """Bodies up to this size are parsed and validated in the event loop."""
 
-READERS: Mapping[str, Reader] = {
-    "read": interactions.read,
-    "vread": interactions.vread,
-    "history-instance": history.instance,
-    "history-type": history.of_type,
-    "history-system": history.system,
-    "search-type": searching.search_type,
-    "search-system": searching.search_system,
-    "search-compartment": searching.search_compartment,
-}
 QUICK = frozenset({"read", "vread", "search-type"})
 """Mostly point reads and indexed pages: tried in the event loop first."""
 BUNDLES: Mapping[str, Callable[[Call], Reply]] = {"bundle": transaction.process}
-ADDRESSES: tuple[tuple[tuple[str, ...], Mapping[str, str]], ...] = (
-    ((), {"GET": "search-system", "POST": "bundle"}),
-    (("_history",), {"GET": "history-system"}),
-    (("_search",), {"POST": "search-system"}),
-    (
-        ("{type}",),
-        {"GET": "search-type", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"},
-    ),
-    (("{type}", "_search"), {"POST": "search-type"}),
-    (("{type}", "_history"), {"GET": "history-type"}),
-    (("{type}", "{id}"), {"GET": "read", "PUT": "update", "PATCH": "patch", "DELETE": "delete"}),
-    (("{type}", "{id}", "_history"), {"GET": "history-instance"}),
-    (("{type}", "{id}", "_history", "{version}"), {"GET": "vread"}),
-    (("{type}", "{id}", "{within}"), {"GET": "search-compartment"}),
-    (("{type}", "{id}", "{within}", "_search"), {"POST": "search-compartment"}),
-)
-"""Every address below the base, and what each method does there."""
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -86,21 +56,6 @@ _PREFLIGHT = {
     "If-None-Exist, If-Modified-Since, X-Request-Id",
     "Access-Control-Max-Age": "3600",
 }
-
-
-@dataclass(frozen=True, slots=True)
-class Route:
-    """What an address and a method mean."""
-
-    interaction: str
-    resource_type: str = ""
-    resource_id: str = ""
-    version: str = ""
-
-    @property
-    def path(self) -> str:
-        """How a log names the address: without ids."""
-        return f"fhir {self.interaction} {self.resource_type}".rstrip()
 
 
 class Interface:
@@ -145,7 +100,7 @@ class Interface:
         page = self.pages.get(path.strip("/"))
         if page is not None:
             return asked, _page(page, method, headers, criteria)
-        route = _route(self.door, method, [part for part in path.split("/") if part])
+        route = routing.route(self.door, method, [part for part in path.split("/") if part])
         scope["route"] = route
         access = await self._access(scope, route)
         call = Call(
@@ -187,7 +142,7 @@ class Interface:
                 http.negotiate(call.headers, call.criteria)
             if body:
                 call = replace(call, body=body)
-            if call.interaction in READERS:
+            if call.interaction in routing.READERS:
                 reply = await self._read(call, method)
                 self.door.audit(call.record("allowed"))
             elif call.interaction in BUNDLES:
@@ -202,15 +157,15 @@ class Interface:
     async def _read(self, call: Call, method: str) -> Reply:
         if method == "POST":
             call = replace(call, criteria=tuple(interactions.require_form(call)))
-        reader = READERS[call.interaction]
+        reader = routing.READERS[call.interaction]
         if self.in_loop and call.interaction in QUICK:
             try:
                 return self._look(reader, call, LOOP_SECONDS)
-            except TimeoutError:
+            except Unavailable:
                 call.about.clear()
         return await self._threaded(lambda: self._look(reader, call, READ_SECONDS))
 
-    def _look(self, reader: Reader, call: Call, seconds: float) -> Reply:
+    def _look(self, reader: routing.Reader, call: Call, seconds: float) -> Reply:
         with self.door.store.read(seconds=seconds) as connection:
             return reader(call, connection)
 
@@ -243,65 +198,6 @@ def _audited(call: Call, work: interactions.Work) -> interactions.Work:
 
 def _id(scope: Scope) -> str:
     return scope.get("state", {}).get("request_id", "")
-
-
-# --- routing -------------------------------------------------------------------------------------------------
-
-
-def _route(door: Door, method: str, parts: list[str]) -> Route:
-    """The interaction of an address; NotSupported for one that means nothing, Disallowed for another method."""
-    found = _routes(parts)
-    if not found:
-        raise NotSupported("this server does not offer that resource type or operation")
-    served = {verb: route for verb, route in found.items() if _is_served(door, verb, route)}
-    route = served.get("GET" if method == "HEAD" else method)
-    if route is None:
-        raise outcome.Disallowed({*served, *(("HEAD",) if "GET" in served else ())})
-    return route
-
-
-def _is_served(door: Door, method: str, route: Route) -> bool:
-    if door.read_only and (method != "GET" or route.interaction not in capability.READING):
-        return False
-    return not route.resource_type or route.interaction in _ANYWAY or route.interaction in _offered(route)
-
-
-_ANYWAY = frozenset({"search-compartment"})
-
-
-def _offered(route: Route) -> frozenset[str]:
-    return offers()[route.resource_type].interactions
-
-
-def _routes(parts: list[str]) -> Mapping[str, Route]:
-    """Method by method what an address means."""
-    for pattern, meanings in ADDRESSES:
-        found = _named(pattern, parts) if len(pattern) == len(parts) else None
-        if found is not None:
-            kind, resource_id = found.get("{type}", ""), found.get("{id}", "")
-            version = found.get("{version}") or found.get("{within}", "")
-            return {method: Route(name, kind, resource_id, version) for method, name in meanings.items()}
-    return {}
-
-
-def _named(pattern: tuple[str, ...], parts: list[str]) -> dict[str, str] | None:
-    """The parts of an address by the names in the pattern; None when it is another address."""
-    for name, part in zip(pattern, parts, strict=True):
-        if not _fits(name, part):
-            return None
-    return dict(zip(pattern, parts, strict=True))
-
-
-def _fits(name: str, part: str) -> bool:
-    match name:
-        case "{type}":
-            return part in offers()
-        case "{within}":
-            return part == "*" or part in offers()
-        case "{id}" | "{version}":
-            return not part.startswith(("$", "_"))
-        case _:
-            return part == name
 
 
 # --- what needs no token -------------------------------------------------------------------------------------
