@@ -104,4 +104,4 @@ def migrate() -> None:
     from app.cli.index import progress
     from app.fhir import rebuild
 
-    rebuild.upgrade(Settings().database, progress)
+    rebuild.upgrade(Settings(), progress)

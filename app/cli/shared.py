@@ -10,6 +10,7 @@ import typer
 from sqlalchemy.engine import Connection
 
 from app.dicom.orthanc import Orthanc
+from app.fhir import site
 from app.main import processes
 from app.settings import Settings
 from app.store import schema
@@ -18,6 +19,7 @@ from app.store.database import Store
 
 def open_store(settings: Settings) -> Store:
     """The store, its schema at head: before a process starts or a command looks into it."""
+    site.settle(settings.fhir_base, settings.zone)
     store = Store(settings.database)
     try:
         schema.require_current(store)

@@ -26,7 +26,7 @@ def demo(data_dir: Path, *, once: bool) -> int:
     """The whole demo; the exit status."""
     environment(data_dir)
     settings = Settings()
-    rebuild.upgrade(settings.database)
+    rebuild.upgrade(settings)
     supervisor = Supervisor()
     stop = stopped_by_signal()
     try:

@@ -7,7 +7,8 @@ from collections.abc import Callable, Iterator
 from sqlalchemy.engine import Connection
 
 from app.errors import ConfigurationError
-from app.fhir import index, registry, resources
+from app.fhir import index, registry, resources, site
+from app.settings import Settings
 from app.store import resources as rows
 from app.store import schema
 from app.store.database import Store
@@ -27,9 +28,10 @@ def require_current(store: Store) -> None:
         raise ConfigurationError("the search index was built for other parameters: run `isocenter index rebuild`")
 
 
-def upgrade(url: str, progress: Progress = lambda _kind, _done: None) -> None:
-    """Bring the database at this address to head, and its index with it when it was built for other parameters."""
-    store = Store(url)
+def upgrade(settings: Settings, progress: Progress = lambda _kind, _done: None) -> None:
+    """Bring the database to head, and its index with it when it was built for other parameters."""
+    site.settle(settings.fhir_base, settings.zone)
+    store = Store(settings.database)
     try:
         schema.migrate(store)
         with store.read() as connection:

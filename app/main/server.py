@@ -16,6 +16,7 @@ from app.audit import Record
 from app.dicom import gateway
 from app.dicom.gateway import Gateway, Parts
 from app.fhir import resources, rest
+from app.fhir import site as here
 from app.fhir.calls import Door, Hook
 from app.fhir.mapping import report, worklist
 from app.fhir.validation import Json
@@ -50,6 +51,7 @@ class House:
 
 def create_app(settings: Settings) -> FastAPI:
     """The whole HTTP interface; the database must be at head and is closed with the app."""
+    here.settle(settings.fhir_base, settings.zone)
     store = Store(settings.database)
     house = House(store, settings, site.of(settings), _gateway(store, settings))
 
