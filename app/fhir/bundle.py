@@ -7,6 +7,7 @@ import binascii
 import hashlib
 import json
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Any
 from urllib.parse import urlencode
 
@@ -36,15 +37,18 @@ def joined(kind: str, entries: Iterable[bytes], links: Sequence[tuple[str, str]]
     return b"".join((*parts, b',"entry":[', inner, b"]}") if inner else (*parts, b"}"))
 
 
-def entry(base: str, stored: Stored, mode: str, body: bytes = b"") -> bytes:
-    """One resource as it is stored, or as much of it as `body` shows."""
+def entries(base: str, found: Iterable[tuple[Stored, bytes]], mode: str) -> list[bytes]:
+    """Each resource with as much of it as is shown."""
     # No character of a type or an id needs an escape, nor does one of our address.
-    url = f"{base}/{stored.resource_type}/{stored.resource_id}"
-    return b'{"fullUrl":"%b","resource":%b,"search":{"mode":"%b"}}' % (
-        url.encode(),
-        body or stored.body,
-        mode.encode(),
-    )
+    start, end = b'{"fullUrl":"%b/' % base.encode(), b',"search":{"mode":"%b"}}' % mode.encode()
+    heads: dict[str, bytes] = {}
+    joined: list[bytes] = []
+    for stored, body in found:
+        head = heads.get(stored.resource_type)
+        if head is None:
+            head = heads[stored.resource_type] = start + stored.resource_type.encode() + b"/"
+        joined.append(b"".join((head, stored.resource_id.encode(), b'","resource":', body, end)))
+    return joined
 
 
 def remark(outcome: dict[str, Any]) -> bytes:
@@ -54,7 +58,17 @@ def remark(outcome: dict[str, Any]) -> bytes:
 
 def address(base: str, path: str, applied: Applied) -> str:
     """A search as a link."""
-    return "/".join(filter(None, (base, path))) + (f"?{urlencode(applied)}" if applied else "")
+    return _address(f"{base}/{path}" if path else base, tuple(applied))
+
+
+@lru_cache(maxsize=512)
+def _address(path: str, applied: tuple[tuple[str, str], ...]) -> str:
+    return f"{path}?{urlencode(applied)}" if applied else path
+
+
+def further(link: str, name: str, value: str) -> str:
+    """The link with one parameter more."""
+    return f"{link}{'&' if '?' in link else '?'}{urlencode({name: value})}"
 
 
 def seal(key: bytes, bound: Bound, place: Place) -> str:
@@ -72,6 +86,7 @@ def unseal(key: bytes, bound: Bound, text: str) -> Place:
         raise refusal(f"{PAGE} does not belong to this search", PAGE) from error
 
 
+@lru_cache(maxsize=4)
 def _cipher(key: bytes) -> AESSIV:
     # Equal places get equal seals (RFC 5297), so that equal searches have equal answers.
     return AESSIV(hashlib.sha512(b"fhir page\0" + key).digest())

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 from typing import Any
 
 from app.errors import BadRequest, Issue
@@ -27,6 +27,8 @@ MAX_COUNT = 1000
 MAX_VALUES = 500
 MAX_IDS = 5000
 MAX_KEYS = 8
+REMEMBERED = 2000
+"""Searches of at most so many characters are read once."""
 FORMATS = ("_format", "_pretty")
 """Parameters about the answer's form, taken by every interaction."""
 TOTALS = ("none", "estimate", "accurate")
@@ -81,8 +83,17 @@ def parse(offer: Offer, criteria: Criteria, base: str = "", *, lenient: bool = F
     return together([offer], criteria, Site(base or here().base, here().zone), lenient=lenient)[0]
 
 
-def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = False) -> list[Search]:
+def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = False) -> tuple[Search, ...]:
     """One search of several types, each with its own query: every type must understand every word."""
+    asked = (tuple(kinds), tuple(criteria), site, lenient)
+    # Most searches are asked again and again, word for word; long lists of values are not worth their memory.
+    is_short = sum(len(word) + len(value) for word, value in criteria) <= REMEMBERED
+    return _remembered(*asked) if is_short else _read(*asked)
+
+
+def _read(
+    kinds: tuple[Offer, ...], criteria: tuple[tuple[str, str], ...], site: Site, lenient: bool
+) -> tuple[Search, ...]:
     if any("\0" in word + value for word, value in criteria):
         # PostgreSQL keeps no NUL, so nothing could match.
         raise BadRequest("a search parameter has no NUL character")
@@ -98,10 +109,13 @@ def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = Fa
             ignored.extend(replace(issue, severity="warning") for issue in error.issues)
         else:
             parts.extend([part] if value else [])
-    found = [_search(number, kind, parts, tuple(ignored)) for number, kind in enumerate(kinds)]
+    found = tuple(_search(number, kind, parts, tuple(ignored)) for number, kind in enumerate(kinds))
     for one in found:
         _check_size(one.query)
     return found
+
+
+_remembered = lru_cache(maxsize=512)(_read)
 
 
 def has_criteria(search: Search) -> bool:

@@ -17,7 +17,7 @@ from app.fhir.search import FORMATS, Search
 from app.fhir.site import Site, here
 from app.store import resources as rows
 from app.store.query import Clause, Condition, Ids, Key, Place, Query, Target
-from app.store.resources import Hit
+from app.store.resources import Hit, Stored
 
 KEPT_ELSEWHERE: dict[str, Callable[[Call, Connection], Reply]] = {}
 """How a type is searched whose rows are not with the resources: `Offer.kept` says where they are."""
@@ -163,12 +163,12 @@ def _answered(call: Call, connection: Connection, asked: _Asked) -> Reply:
     page, more = hits[: wanted.count], len(hits) > wanted.count
     added = includes.included(connection, call.access, wanted, [hit.stored for hit in page])
     total = _total(connection, asked, None if more or after is not None or wanted.counts_only else len(page))
-    token = [(bundle.PAGE, value) for name, value in call.criteria if name == bundle.PAGE]
-    links = [("self", bundle.address(call.door.base, asked.path, [*applied, *token]))]
+    first = bundle.address(call.door.base, asked.path, applied)
+    tokens = [value for name, value in call.criteria if name == bundle.PAGE]
+    links = [("self", bundle.further(first, bundle.PAGE, tokens[0]) if tokens else first)]
     if more:
-        following = (bundle.PAGE, bundle.seal(call.door.key, bound, page[-1].place))
-        links.append(("first", bundle.address(call.door.base, asked.path, applied)))
-        links.append(("next", bundle.address(call.door.base, asked.path, [*applied, following])))
+        following = bundle.seal(call.door.key, bound, page[-1].place)
+        links += [("first", first), ("next", bundle.further(first, bundle.PAGE, following))]
     entries = [*_entries(call, wanted, page, added), *_remarks(call, wanted, added)]
     return Reply(200, bundle.joined("searchset", entries, links, total))
 
@@ -199,18 +199,18 @@ def _total(connection: Connection, asked: _Asked, known: int | None) -> int | No
     return None
 
 
-def _entries(call: Call, wanted: Search, page: Sequence[Hit], added: includes.Included) -> Iterator[bytes]:
-    base, shape, known = call.door.base, wanted.shape, offers()
-    if shape.is_whole:
-        yield from (bundle.entry(base, hit.stored, "match") for hit in page)
-        yield from (bundle.entry(base, stored, "include") for stored in added.stored)
-        return
-    for hit in page:
-        body = shaping.cut(hit.stored.body, known[hit.stored.resource_type], shape)
-        yield bundle.entry(base, hit.stored, "match", body)
-    for stored in added.stored:
-        body = shaping.cut(stored.body, known[stored.resource_type], shape, is_match=False)
-        yield bundle.entry(base, stored, "include", body)
+def _entries(call: Call, wanted: Search, page: Sequence[Hit], added: includes.Included) -> list[bytes]:
+    shape, known = wanted.shape, offers()
+
+    def shown(found: Sequence[Stored], *, is_match: bool) -> Iterator[tuple[Stored, bytes]]:
+        for stored in found:
+            offer = known[stored.resource_type]
+            yield stored, shaping.cut(stored.body, offer, shape, is_match=is_match)
+
+    return [
+        *bundle.entries(call.door.base, shown([hit.stored for hit in page], is_match=True), "match"),
+        *bundle.entries(call.door.base, shown(added.stored, is_match=False), "include"),
+    ]
 
 
 def _remarks(call: Call, wanted: Search, added: includes.Included) -> Iterator[bytes]:

@@ -120,9 +120,11 @@ def shaped(body: bytes, offer: Offer, criteria: Sequence[tuple[str, str]]) -> by
 
 def cut(body: bytes, offer: Offer, shape: Shape, *, is_match: bool = True) -> bytes:
     """The resource in that shape; elements named without a type are those of the matches."""
+    if shape.is_whole:
+        return body
     if shape.summary in {"true", "text", "data"}:
         return summarized(body, offer, shape.summary)
-    names = _own_elements(shape.elements, offer.resource_type, is_match=is_match) if shape.elements else None
+    names = _own_elements(shape.elements, offer.resource_type, is_match=is_match)
     return elements(body, offer, names) if names else body
 
 
