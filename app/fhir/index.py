@@ -6,7 +6,7 @@ a study of a thousand instances is indexed on every change.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from datetime import tzinfo
 from functools import cache
@@ -95,17 +95,27 @@ def _plant(node: _Node, steps: Iterable[Step], reader: Reader) -> None:
 
 def _walk(node: _Node) -> Reader:
     """Everything below a node as one function."""
-    inside = tuple((step.name, _repeated(step, _walk(child))) for step, child in node.inside.items())
+    inside = tuple((step.name, step.first, _guarded(step, _walk(child))) for step, child in node.inside.items())
     readers = tuple(node.readers)
-    if not inside:
-        return readers[0] if len(readers) == 1 else _in_turn(readers)
+    if inside:
+        return _descending(readers, inside)
+    return readers[0] if len(readers) == 1 else _in_turn(readers)
+
+
+def _descending(readers: tuple[Reader, ...], inside: tuple[tuple[str, bool, Reader], ...]) -> Reader:
+    """Reads a value, and what stands in it under each name; `first` of them may be wanted alone."""
 
     def visit(value: Json, rows: Rows) -> None:
         for reader in readers:
             reader(value, rows)
-        for name, child in inside:
+        for name, first, child in inside:
             found = value.get(name)
-            if found is not None:
+            if type(found) is list:
+                # A null stands where a primitive has nothing but extensions.
+                for one in found[:1] if first else found:
+                    if one is not None:
+                        child(one, rows)
+            elif found is not None:
                 child(found, rows)
 
     return visit
@@ -119,45 +129,26 @@ def _in_turn(readers: tuple[Reader, ...]) -> Reader:
     return visit
 
 
-def _repeated(step: Step, reader: Reader) -> Reader:
-    """The reader for one value or a list of them, of those that meet the step's conditions."""
-    met = _condition(step.conditions)
-    one = reader if met is None else _guarded(met, reader)
+def _guarded(step: Step, reader: Reader) -> Reader:
+    """The reader for values that meet the step's conditions."""
+    if not step.conditions:
+        return reader
 
-    def visit(found: Any, rows: Rows) -> None:
-        if type(found) is list:
-            # A null stands where a primitive has nothing but extensions.
-            for value in found[:1] if step.first else found:
-                if value is not None:
-                    one(value, rows)
-        else:
-            one(found, rows)
-
-    return visit
-
-
-def _guarded(met: Callable[[Json], bool], reader: Reader) -> Reader:
     def visit(value: Json, rows: Rows) -> None:
-        if met(value):
+        if all(_holds(value, condition) for condition in step.conditions):
             reader(value, rows)
 
     return visit
 
 
-def _condition(conditions: tuple[Condition, ...]) -> Callable[[Json], bool] | None:
-    if not conditions:
-        return None
-
-    def met(value: Json) -> bool:
-        return all(any(_meets(one, condition) for one in _at(value, condition.names)) for condition in conditions)
-
-    return met
+def _holds(value: Json, condition: Condition) -> bool:
+    return any(_meets(one, condition) for one in _at(value, condition.names))
 
 
 def _meets(value: Any, condition: Condition) -> bool:
     if not condition.inner:
         return value == condition.value
-    return all(any(_meets(one, inner) for one in _at(value, inner.names)) for inner in condition.inner)
+    return all(_holds(value, inner) for inner in condition.inner)
 
 
 def _at(value: Any, names: tuple[str, ...]) -> list[Any]:
