@@ -12,7 +12,7 @@ from urllib.parse import parse_qsl
 
 from sqlalchemy.engine import Connection
 
-from app.access import Action, decide
+from app.access import Action, Facts, decide
 from app.errors import BadRequest, Conflict, Forbidden, Gone, IsocenterError, Issue, NotFound, PreconditionFailed
 from app.fhir import binary, granted, http, outcome, patch, resources, search, shaping
 from app.fhir.calls import Call, Reply
@@ -199,7 +199,7 @@ def _patch(call: Call) -> Planner:
             resource_id = found.resource_id
         known = rows.current(connection, call.resource_type, resource_id, for_update=True)
         if known is not None and not known.deleted:
-            _allow(call, "u", resources.loads(known.body))
+            _allow(call, "u", resources.facts_of(resources.loads(known.body)))
         _require_version(call, known)
         if known is None or known.deleted:
             raise _absent(call, "u", known)
@@ -228,7 +228,7 @@ def _delete(call: Call) -> Planner:
             _require_version(call, known)
             return Plan(call, 204, stored=known)
         before = resources.loads(known.body)
-        _allow(call, "d", before)
+        _allow(call, "d", resources.facts_of(before))
         _require_version(call, known)
         guard = call.door.delete_guards.get(call.resource_type)
         if guard:
@@ -259,12 +259,11 @@ def _draft(call: Call) -> Draft:
 
 
 def _first(call: Call, connection: Connection, draft: Draft, resource_id: str | None, verb: str = "c") -> Plan:
-    kept = {name: value for name, value in draft.resource.items() if name != "id"}
-    resource = {**kept, "id": resource_id} if resource_id else kept
-    _allow(call, verb, resource)
-    _guard(call, connection, resource, None)
     method = "POST" if call.interaction == "create" else "PUT"
     change = resources.created(call.resource_type, draft, cause=call.cause, resource_id=resource_id, method=method)
+    _allow(call, verb, resources.facts_in(call.resource_type, resource_id, change.index))
+    kept = {name: value for name, value in draft.resource.items() if name != "id"}
+    _guard(call, connection, {**kept, "id": resource_id} if resource_id else kept, None)
     return Plan(call, 201, change)
 
 
@@ -273,7 +272,7 @@ def _next(call: Call, connection: Connection, known: Stored, draft: Draft) -> Pl
     if known.deleted and granted.is_bounded(call.access, Action("u", call.resource_type)):
         raise Forbidden
     for resource in filter(None, (before, {**draft.resource, "id": known.resource_id})):
-        _allow(call, "u", resource)
+        _allow(call, "u", resources.facts_of(resource))
     _guard(call, connection, draft.resource, before)
     method = "PATCH" if call.interaction == "patch" else "PUT"
     change = resources.replaced(known, draft, cause=call.cause, method=method)
@@ -288,8 +287,7 @@ def _require_version(call: Call, known: Stored | None) -> None:
         raise PreconditionFailed("If-None-Match: * asks for a resource that is not there yet")
 
 
-def _allow(call: Call, verb: str, resource: Json) -> None:
-    facts = resources.facts_of(resource)
+def _allow(call: Call, verb: str, facts: Facts) -> None:
     call.tell(facts)
     if not decide(call.access, Action(verb, call.resource_type), facts):
         raise Forbidden

@@ -105,14 +105,18 @@ def _study_uids(stored: Stored) -> frozenset[str]:
 
 def facts_of(resource: Json) -> Facts:
     """What the access decision may know of this resource."""
-    known = offer(resource["resourceType"])
-    found = index.extract(resource, known)
+    kind = resource["resourceType"]
+    return facts_in(kind, resource.get("id"), index.extract(resource, offer(kind)))
+
+
+def facts_in(resource_type: str, resource_id: str | None, found: Index) -> Facts:
+    """The same, of a resource whose index is known."""
     values: dict[str, set[Value]] = {}
     for name, system, value in found.tokens | found.references:
         values.setdefault(name, set()).add((system, value))
-    uids = values.get("identifier", set()) if known.resource_type == "ImagingStudy" else set[Value]()
+    uids = values.get("identifier", set()) if resource_type == "ImagingStudy" else set[Value]()
     return Facts(
-        resource_id=resource.get("id"),
+        resource_id=resource_id,
         patient_id=found.patient_id,
         study_uids=frozenset(uid.removeprefix("urn:oid:") for system, uid in uids if system == STUDY_UID),
         index={name: frozenset(pairs) for name, pairs in values.items()},
