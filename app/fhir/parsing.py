@@ -20,28 +20,23 @@ _MAX_DIGITS = 1000
 def parse(body: bytes) -> Json:
     """The body as values; numbers with fraction or exponent become Decimal, so that none loses a digit.
 
-    Almost every body is read by the quick reader. It is as strict as the other but for names that come twice, so the
-    names in the text are counted. Where counting could be deceived, and to say what is wrong, the slow one reads.
+    Almost every body is read by the quick reader. It is as strict as the other but for names that come twice and for
+    depth, so both are measured. Where that could be deceived, and to say what is wrong, the slow one reads.
     """
-    resource = _quickly(body) if _is_countable(body) else None
-    return _slowly(body) if resource is None else resource
+    plain = body.translate(_PLAIN)
+    is_deceiving = (b"\\" in body and b'\\":' in body) or _ENDLESS in plain
+    resource = None if is_deceiving else _read_quickly(body, is_spaced=b" :" in plain)
+    return read_slowly(body) if resource is None else resource
 
 
-def _quickly(body: bytes) -> Json | None:
-    """None when anything is not as it should be."""
+def _read_quickly(body: bytes, *, is_spaced: bool) -> Json | None:
+    """None when anything is not as it should be; a colon after a quote must end a name for the count to be true."""
     try:
         resource = _QUICK.decode(body)
+        compact = msgspec.json.format(body, indent=-1) if is_spaced else body
     except (msgspec.DecodeError, ValueError, ArithmeticError, RecursionError):
         return None
-    return resource if _names(resource) == body.count(b'":') else None
-
-
-def _is_countable(body: bytes) -> bool:
-    """Whether each name is followed at once by its colon, no text has a quote before one, no number is endless."""
-    if b"\\" in body and b'\\":' in body:
-        return False
-    plain = body.translate(_PLAIN)
-    return b" :" not in plain and _ENDLESS not in plain
+    return resource if _names(resource) == compact.count(b'":') else None
 
 
 # All digits alike, all blanks alike: one look finds each.
@@ -62,7 +57,8 @@ def _names(resource: Json) -> int:
     return -1
 
 
-def _slowly(body: bytes) -> Json:
+def read_slowly(body: bytes) -> Json:
+    """The same without haste: BadRequest says what is wrong and where."""
     try:
         resource = _SLOW.decode(body.decode("utf-8"))
     except UnicodeDecodeError as error:

@@ -137,6 +137,10 @@ _uri = matching(
     rf"(?!urn:(?:oid|uuid):){_VISIBLE}+|{_OID}|{_UUID}",
     "must be a URI without blanks; after urn:oid: an OID, after urn:uuid: a UUID",
 )
+_canonical = matching(
+    rf"(?!urn:(?:oid|uuid):){_VISIBLE}+|(?:{_OID}|{_UUID})(?:\|{_VISIBLE}+)?",
+    "must be a canonical address without blanks, perhaps with |version",
+)
 
 
 def base64(value: Any) -> Fault | None:
@@ -207,7 +211,7 @@ PRIMITIVES: Mapping[str, Primitive] = {
     "id": _seen(_ID, matching(_ID, "must be 1 to 64 letters, digits, hyphens and dots")),
     "uri": familiar(_uri),
     "url": familiar(_uri),
-    "canonical": familiar(_uri),
+    "canonical": familiar(_canonical),
     "oid": familiar(matching(_OID, "must be an OID such as urn:oid:1.2.3")),
     "uuid": familiar(matching(_UUID, "must be a UUID such as urn:uuid:c757873d-ec9a-4326-a141-556f43239520")),
     "base64Binary": unhurried(base64),
