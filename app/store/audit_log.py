@@ -2,15 +2,42 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict
+import json
+from collections.abc import Iterable, Sequence
 
 from sqlalchemy.engine import Connection
 
 from app.audit import Record
-from app.store.database import now
-from app.store.tables import audit_row
+from app.store.database import now, run_many
+
+_INSERT = (
+    "INSERT INTO auditrow (at, door, action, outcome, client_id, grant_id, fhir_user, patient_id, study_uid, target,"
+    " request_id, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+)
 
 
 def add(connection: Connection, record: Record) -> None:
     """Append one record with the store's time."""
-    connection.execute(audit_row.insert().values(at=now(), **asdict(record)))
+    add_many(connection, [(now(), record)])
+
+
+def add_many(connection: Connection, noted: Iterable[tuple[int, Record]]) -> None:
+    """Append records, each with the time in milliseconds at which it happened."""
+    run_many(connection, _INSERT, [_values(at, record) for at, record in noted])
+
+
+def _values(at: int, record: Record) -> Sequence[object]:
+    return (
+        at,
+        record.door,
+        record.action,
+        record.outcome,
+        record.client_id,
+        record.grant_id,
+        record.fhir_user,
+        record.patient_id,
+        record.study_uid,
+        record.target,
+        record.request_id,
+        json.dumps(record.detail),
+    )

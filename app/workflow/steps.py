@@ -6,6 +6,7 @@ from typing import Any
 
 from sqlalchemy.engine import Connection
 
+from app.access import Access
 from app.dicom.mpps import MppsHandler, PerformedStep
 from app.fhir import resources
 from app.fhir.mapping import task, terms
@@ -17,6 +18,15 @@ from app.workflow.orders import complete, escaped
 from app.workflow.states import STEP_MOVES
 
 MOVES = {"IN PROGRESS": "step-started", "COMPLETED": "step-completed", "DISCONTINUED": "step-discontinued"}
+BY_HAND = {
+    **dict.fromkeys(("accepted", "ready"), ("SCHEDULED", "")),
+    "on-hold": ("SCHEDULED", "order-held"),
+    "in-progress": ("STARTED", "step-started"),
+    "completed": ("COMPLETED", "step-completed"),
+    "failed": ("DISCONTINUED", "step-discontinued"),
+    **dict.fromkeys(("cancelled", "rejected"), ("CANCELED", "step-cancelled")),
+}
+"""What a status set by a person is called on the worklist and on the timeline."""
 
 
 def handler(store: Store) -> MppsHandler:
@@ -57,3 +67,16 @@ def _scheduled(connection: Connection, step: PerformedStep) -> list[Json]:
             criteria = [("identifier", f"{terms.STEP}|{escaped(scheduled.step_id)}")]
             found += resources.find(connection, "Task", criteria)
     return found
+
+
+def received(connection: Connection, caller: Access, step: Json, before: Json | None) -> None:
+    """A person moved a step by hand: the worklist's word, the timeline and the order follow. The guard knew the way."""
+    if before is None or not task.is_step(step) or step["status"] == before["status"]:
+        return
+    cause = f"Task/{step['id']} by {caller.client_id}"
+    order_id = step["focus"]["reference"].removeprefix("ServiceRequest/")
+    word, told = BY_HAND[step["status"]]
+    resources.edit(connection, "Task", step["id"], {"businessStatus": task.business_status(word)}, cause=cause)
+    if told:
+        add(connection, Happening(told, cause, order_id=order_id))
+    complete(connection, order_id, cause)
