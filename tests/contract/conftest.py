@@ -22,6 +22,7 @@ from app.audit import Record
 from app.errors import Unauthenticated
 from app.fhir.calls import DeleteGuard, Door, Guard, Hook
 from app.fhir.rest import Interface
+from app.main.server import Front
 from app.settings import Settings
 from app.store.database import Store
 from tests.processes import wait_until
@@ -76,10 +77,7 @@ class Server:
         return found
 
     def app(self) -> ASGIApp:
-        app = Starlette()
-        app.mount("/fhir", Interface(self.door()))
-        app.mount("/v/{session}/fhir", Interface(self.door(read_only=True)))
-        return app
+        return Front(Starlette(), Interface(self.door()), Interface(self.door(read_only=True)))
 
     def door(self, *, read_only: bool = False) -> Door:
         return Door(
