@@ -62,9 +62,9 @@ def leaves(structure: str, expression: str) -> tuple[Leaf, ...]:
     present = _PRESENT.fullmatch(expression)
     reader = _Reader(present["path"] if present else expression)
     found = [
-        leaf
+        Leaf(steps, kind, _system(value_set) if kind == "code" else "", path.only, present is not None)
         for path in reader.alternatives(structure)
-        for leaf in _located(structure, path.steps, Leaf((), structure, only=path.only, present=present is not None))
+        for steps, kind, value_set in _located(structure, path.steps)
     ]
     if not found:
         raise ConfigurationError(f"{structure}: no element at {expression}")
@@ -190,33 +190,28 @@ def _narrowed(path: _Path, kind: str) -> _Path:
 # --- finding it in the structures -----------------------------------------------------------------------------
 
 
-def _located(structure: str, steps: tuple[Step, ...], so_far: Leaf) -> Iterator[Leaf]:
-    """The leaves below one structure."""
+def _located(structure: str, steps: tuple[Step, ...]) -> Iterator[tuple[tuple[Step, ...], str, str | None]]:
+    """What the steps lead to below a structure: the names JSON has for them, a type, the value set it is bound to."""
     if not steps:
-        yield so_far
+        yield (), structure, None
         return
     step, rest = steps[0], steps[1:]
-    # A backbone that another one's definition is shared with is named by its path, as structures are.
     element = definitions.element(structure, step.name)
     if element is None:
         raise ConfigurationError(f"{structure} has no element {step.name}")
     # HL7 writes value.as(DateTime) in one expression and (value as dateTime) in the others.
-    wanted = [kind for kind in element.kinds if step.kind.casefold() in {"", kind.name.casefold()}]
+    wanted = [kind.name for kind in element.kinds if step.kind.casefold() in {"", kind.name.casefold()}]
     if not wanted:
         raise ConfigurationError(f"{structure}.{step.name} cannot be {step.kind}")
     for kind in wanted:
-        name = element.name + kind.name[0].upper() + kind.name[1:] if element.choice else element.name
-        leaf = replace(
-            so_far,
-            steps=(*so_far.steps, Step(name, conditions=step.conditions, first=step.first)),
-            kind=kind.name,
-            system=_system(element.value_set) if kind.name == "code" else "",
-        )
-        if rest and not _has(kind.name, rest[0].name):
-            if element.choice:
-                continue
+        name = element.name + kind[0].upper() + kind[1:] if element.choice else element.name
+        own = Step(name, "", step.conditions, step.first)
+        if not rest:
+            yield (own,), kind, element.value_set
+        elif _has(kind, rest[0].name):
+            yield from (((own, *further), end, value_set) for further, end, value_set in _located(kind, rest))
+        elif not element.choice:
             raise ConfigurationError(f"{structure}.{step.name} has no element {rest[0].name}")
-        yield from _located(kind.name, rest, leaf)
 
 
 def _has(structure: str, name: str) -> bool:
