@@ -110,7 +110,7 @@ def _resource(offer: Offer, read_only: bool) -> Json:
         "profile": f"http://hl7.org/fhir/StructureDefinition/{offer.resource_type}",
         "documentation": _documentation(offer, served),
         "interaction": [{"code": code} for code in INTERACTIONS if code in served],
-        "versioning": "versioned-update" if "update" in served else "versioned" if "vread" in served else "no-version",
+        "versioning": "no-version" if offer.kept else "versioned-update" if "update" in served else "versioned",
         "readHistory": "vread" in served,
         **_conditions(served),
         "referencePolicy": ["literal", "logical"],
