@@ -1,26 +1,31 @@
 """One database, SQLite or PostgreSQL: reads on a connection, writes through `transact`.
 
-On SQLite one writer thread per process commits queued writes in groups (WAL, synchronous=FULL, BEGIN IMMEDIATE);
-on PostgreSQL each write is a transaction of its own on a pooled connection.
+On SQLite one writer thread per process commits queued writes in groups (WAL, synchronous=FULL, BEGIN IMMEDIATE), and
+reads go on beside it, each on a connection of its own that is kept open; on PostgreSQL each write is a transaction of its
+own on a pooled connection, and reads are single statements.
 """
 
 from __future__ import annotations
 
+import sqlite3
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import Any, TypeVar
 
+import psycopg
 import sqlalchemy as sa
 from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.engine import Connection, Engine, make_url
 from sqlalchemy.event import listen
-from sqlalchemy.exc import OperationalError
+from sqlalchemy.exc import DBAPIError, DisconnectionError
+from sqlalchemy.pool import NullPool
 
 from app.errors import ConfigurationError, Unavailable
 
@@ -33,6 +38,19 @@ GROUP = 64
 RETRIES = 5
 TRANSIENT = frozenset({"40001", "40P01"})
 """PostgreSQL: serialization failure and deadlock; the work is simply done again."""
+CANCELED = "57014"
+"""PostgreSQL: a statement took longer than it may."""
+IDLE_SECONDS = 30
+"""A connection to PostgreSQL that was unused for longer is asked whether it still lives."""
+KEPT = 16
+"""So many idle reading connections stay open on SQLite; each may hold CACHE_KB of pages."""
+CACHE_KB = 2048
+MAPPED_BYTES = 256 << 20
+"""Pages mapped from the file are the system's cache, not this process's memory."""
+STEPS = 20_000
+"""SQLite looks at the clock after so many steps of its machine: about a millisecond."""
+WRITERS = 8
+"""Threads for work that is submitted on PostgreSQL."""
 
 
 def now() -> int:
@@ -50,45 +68,101 @@ class Store:
         self.engine = _sqlite_engine(url) if self.sqlite else _postgres_engine(url)
         self._queue: SimpleQueue[Work | None] = SimpleQueue()
         self._writer: threading.Thread | None = None
+        self._threads: ThreadPoolExecutor | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._idle: deque[Connection] = deque()
 
     @contextmanager
-    def read(self) -> Generator[Connection]:
-        """A connection that sees one consistent state and writes nothing."""
+    def read(self, seconds: float | None = None) -> Generator[Connection]:
+        """A connection that writes nothing; Unavailable when what is read takes longer than so many seconds.
+
+        On SQLite it sees one consistent state, on PostgreSQL each statement does.
+        """
+        reading = self._read_sqlite(seconds) if self.sqlite else self._read_postgres(seconds)
+        try:
+            with reading as connection:
+                yield connection
+        except (DBAPIError, sqlite3.Error, psycopg.Error) as error:
+            if seconds is not None and _is_interrupted(error):
+                raise Unavailable("this takes too long to find: ask for less") from error
+            raise
+
+    @contextmanager
+    def _read_sqlite(self, seconds: float | None) -> Generator[Connection]:
+        connection = self._reader()
+        driver: Any = connection.connection.driver_connection
+        driver.execute("BEGIN")
+        if seconds is not None:
+            limit = time.monotonic() + seconds
+            driver.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
+        try:
+            yield connection
+        finally:
+            if seconds is not None:
+                driver.set_progress_handler(None, 0)
+            if driver.in_transaction:
+                driver.execute("ROLLBACK")
+            self._return(connection)
+
+    @contextmanager
+    def _read_postgres(self, seconds: float | None) -> Generator[Connection]:
+        if seconds is None:
+            with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+                yield connection
+            return
+        # A time limit for this transaction only: behind PgBouncer the session belongs to others too.
         with self.engine.connect() as connection:
-            if not self.sqlite:
-                yield connection
+            run(connection, "SELECT set_config('statement_timeout', ?, true)", (str(max(1, int(seconds * 1000))),))
+            yield connection
+
+    def _reader(self) -> Connection:
+        try:
+            return self._idle.pop()
+        except IndexError:
+            connection = self.engine.connect()
+            connection.exec_driver_sql("PRAGMA query_only=ON")
+            return connection
+
+    def _return(self, connection: Connection) -> None:
+        with self._lock:
+            if not self._closed and len(self._idle) < KEPT:
+                self._idle.append(connection)
                 return
-            connection.exec_driver_sql("BEGIN")
-            try:
-                yield connection
-            finally:
-                connection.exec_driver_sql("ROLLBACK")
+        connection.close()
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction and return its result once it is durable; its exception rolls it back."""
-        if not self.sqlite:
-            return self._postgres(work)
+        return self.submit(work).result() if self.sqlite else self._postgres(work)
+
+    def submit(self, work: Callable[[Connection], T]) -> Future[T]:
+        """The same for callers that cannot wait, such as the event loop."""
         future: Future[T] = Future()
         with self._lock:
             if self._closed:
                 raise Unavailable("the store is closed")
+            if not self.sqlite:
+                self._threads = self._threads or ThreadPoolExecutor(WRITERS, "store-writer")
+                return self._threads.submit(self._postgres, work)
             if self._writer is None:
                 self._writer = threading.Thread(target=self._write, name="store-writer", daemon=True)
                 self._writer.start()
             self._queue.put((work, future))
-        return future.result()
+        return future
 
     def close(self) -> None:
         """Finish what is queued and let go of every connection."""
         with self._lock:
             self._closed = True
-            writer = self._writer
+            writer, threads = self._writer, self._threads
             if writer is not None:
                 self._queue.put(None)
         if writer is not None:
             writer.join()
+        if threads is not None:
+            threads.shutdown()
+        while self._idle:
+            self._idle.pop().close()
         self.engine.dispose()
 
     def _postgres(self, work: Callable[[Connection], T]) -> T:
@@ -96,20 +170,23 @@ class Store:
             try:
                 with self.engine.begin() as connection:
                     return work(connection)
-            except OperationalError as error:
-                transient = getattr(error.orig, "sqlstate", None) in TRANSIENT
-                if not transient or attempt == RETRIES - 1:
+            except (DBAPIError, psycopg.Error) as error:
+                if _sqlstate(error) not in TRANSIENT or attempt == RETRIES - 1:
                     raise
         raise Unavailable("the database is too busy")
 
     def _write(self) -> None:
+        connection: Connection | None = None
         while (batch := self._batch()) is not None:
             try:
-                self._commit(batch)
+                connection = connection or self.engine.connect()
+                self._commit(connection, batch)
             except BaseException as error:  # noqa: BLE001 - whatever it was, every waiting caller must hear of it
                 for _, future in batch:
                     if not future.done():
                         future.set_exception(error)
+        if connection is not None:
+            connection.close()
 
     def _batch(self) -> list[Work] | None:
         first = self._queue.get()
@@ -127,17 +204,20 @@ class Store:
             batch.append(work)
         return batch
 
-    def _commit(self, batch: list[Work]) -> None:
+    def _commit(self, connection: Connection, batch: list[Work]) -> None:
+        driver: Any = connection.connection.driver_connection
         results: list[tuple[Future[Any], Any]] = []
-        with self.engine.connect() as connection:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-            try:
-                for work, future in batch:
-                    self._one(connection, work, future, results)
-                connection.exec_driver_sql("COMMIT")
-            except BaseException:
-                connection.exec_driver_sql("ROLLBACK")
-                raise
+        driver.execute("BEGIN IMMEDIATE")
+        try:
+            for work, future in batch:
+                self._one(connection, work, future, results, savepoint=len(batch) > 1)
+            # Work that was alone and failed has rolled back everything.
+            if driver.in_transaction:
+                driver.execute("COMMIT")
+        except BaseException:
+            if driver.in_transaction:
+                driver.execute("ROLLBACK")
+            raise
         for future, result in results:
             future.set_result(result)
 
@@ -147,16 +227,21 @@ class Store:
         work: Callable[[Connection], Any],
         future: Future[Any],
         results: list[tuple[Future[Any], Any]],
+        *,
+        savepoint: bool,
     ) -> None:
-        connection.exec_driver_sql("SAVEPOINT work")
+        driver: Any = connection.connection.driver_connection
+        if savepoint:
+            driver.execute("SAVEPOINT work")
         try:
             result = work(connection)
         except Exception as error:  # noqa: BLE001 - belongs to this caller only; the others' work stays
-            connection.exec_driver_sql("ROLLBACK TO work")
+            driver.execute("ROLLBACK TO work" if savepoint else "ROLLBACK")
             future.set_exception(error)
         else:
             results.append((future, result))
-        connection.exec_driver_sql("RELEASE work")
+        if savepoint:
+            driver.execute("RELEASE work")
 
 
 def _sqlite_engine(url: str) -> Engine:
@@ -168,24 +253,59 @@ def _sqlite_engine(url: str) -> Engine:
     # Patients and password hashes: nobody else on this machine reads them. SQLite's side files take the file's mode.
     Path(path).parent.mkdir(mode=0o700, parents=True, exist_ok=True)
     Path(path).touch(mode=0o600)
+    # The store keeps its connections itself: the writer's, and a stack of readers'.
     engine = sa.create_engine(
-        url, isolation_level="AUTOCOMMIT", connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False}
+        url,
+        isolation_level="AUTOCOMMIT",
+        poolclass=NullPool,
+        connect_args={"timeout": BUSY_SECONDS, "check_same_thread": False, "cached_statements": 512},
     )
-
     listen(engine, "connect", _configure_sqlite)
     return engine
 
 
 def _configure_sqlite(connection: Any, _record: object) -> None:
-    for pragma in ("journal_mode=WAL", "synchronous=FULL", "foreign_keys=ON", f"busy_timeout={BUSY_SECONDS * 1000}"):
+    for pragma in (
+        "journal_mode=WAL",
+        "synchronous=FULL",
+        "foreign_keys=ON",
+        f"busy_timeout={BUSY_SECONDS * 1000}",
+        f"cache_size=-{CACHE_KB}",
+        f"mmap_size={MAPPED_BYTES}",
+    ):
         connection.execute(f"PRAGMA {pragma}")
 
 
 def _postgres_engine(url: str) -> Engine:
     # No prepared statements: PgBouncer in transaction mode gives each transaction another server connection.
-    return sa.create_engine(
-        url, pool_size=10, max_overflow=10, pool_pre_ping=True, connect_args={"prepare_threshold": None}
-    )
+    engine = sa.create_engine(url, pool_size=10, max_overflow=10, connect_args={"prepare_threshold": None})
+    listen(engine, "checkin", _remember_use)
+    listen(engine, "checkout", _ask_idle)
+    return engine
+
+
+def _remember_use(_driver: Any, record: Any) -> None:
+    record.info["used"] = time.monotonic()
+
+
+def _ask_idle(driver: Any, record: Any, _proxy: object) -> None:
+    """A connection that was just used lives; one that rested may have lost its server."""
+    if time.monotonic() - record.info.get("used", time.monotonic()) < IDLE_SECONDS and not driver.broken:
+        return
+    try:
+        driver.execute("SELECT 1")
+        driver.rollback()
+    except psycopg.Error as error:
+        raise DisconnectionError from error
+
+
+def _sqlstate(error: Exception) -> str | None:
+    return getattr(getattr(error, "orig", error), "sqlstate", None)
+
+
+def _is_interrupted(error: Exception) -> bool:
+    cause = getattr(error, "orig", error)
+    return _sqlstate(error) == CANCELED or (isinstance(cause, sqlite3.OperationalError) and str(cause) == "interrupted")
 
 
 def is_sqlite(connection: Connection) -> bool:

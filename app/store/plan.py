@@ -7,9 +7,9 @@ one are point probes (https://hl7.org/fhir/R4/search.html). The two dialects dif
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from app.store.query import (
     UNDATED,
@@ -56,12 +56,19 @@ _TABLES: dict[Kind, tuple[str, str]] = {
 _IDS, _UNIQUE, _OWNER, _TARGET, _TEXT, _CHAIN, _TOKEN, _RANGE, _SCAN = range(9)
 
 
-@dataclass(frozen=True, slots=True)
-class Sql:
+class Sql(NamedTuple):
     """A piece of SQL with the values of its marks."""
 
     text: str
     values: tuple[Any, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Engine:
+    """What a plan has to know: the dialect, and of a parameter's number whether any of its dates is apart."""
+
+    sqlite: bool
+    has_apart: Callable[[int], bool]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +81,9 @@ class _Frame:
     sort: str | None
     row: str | None
     depth: int
-    sqlite: bool
+    engine: Engine
+    bounded: bool = False
+    """The natural date lies between the bounds already, and nothing is apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,7 +106,9 @@ class _Ask:
     clauses: tuple[Clause, ...]
     allowed: tuple[tuple[Clause, ...], ...]
     depth: int
-    sqlite: bool
+    engine: Engine
+    apart: bool
+    """Whether some natural dates are apart."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,9 +123,9 @@ class _Branch:
 # --- what is offered -----------------------------------------------------------------------------------------
 
 
-def page(query: Query, limit: int, after: Place | None, *, sqlite: bool) -> Sql:
+def page(query: Query, limit: int, after: Place | None, engine: Engine) -> Sql:
     """The keys of the order and the numbers of at most `limit` resources, in order."""
-    ask = _ask(query, 0, sqlite=sqlite)
+    ask = _ask(query, 0, engine)
     branches = [
         _ordered(ask, branch, undated, limit, after) for branch in _branches(ask) for undated in _segments(query.order)
     ]
@@ -127,9 +138,9 @@ def page(query: Query, limit: int, after: Place | None, *, sqlite: bool) -> Sql:
     return Sql(f"{either} {ordering(query.order)} LIMIT ?", (*values, limit))
 
 
-def count(query: Query, *, sqlite: bool) -> Sql:
+def count(query: Query, engine: Engine) -> Sql:
     """How many resources there are."""
-    ask = _ask(query, 0, sqlite=sqlite)
+    ask = _ask(query, 0, engine)
     branches = _branches(ask)
     if len(branches) == 1 and branches[0].source.once:
         return _select(ask, branches[0], Sql("count(*)"))
@@ -137,10 +148,10 @@ def count(query: Query, *, sqlite: bool) -> Sql:
     return Sql(f"SELECT count(*) FROM ({found.text}) c", found.values)
 
 
-def ordering(order: Sequence[Key]) -> str:
+def ordering(order: Sequence[Key], of: str = "") -> str:
     """ORDER BY over a page's columns."""
-    keys = (f"k{n}{_direction(one)}" for n, one in enumerate(order))
-    return f"ORDER BY {', '.join([*keys, f'rid{_down(order)}'])}"
+    keys = (f"{of}k{n}{_direction(one)}" for n, one in enumerate(order))
+    return f"ORDER BY {', '.join([*keys, f'{of}rid{_down(order)}'])}"
 
 
 # --- the order -----------------------------------------------------------------------------------------------
@@ -235,14 +246,19 @@ def _further(one: Key, expression: Sql, value: Any) -> Sql | None:
 # --- choosing who leads --------------------------------------------------------------------------------------
 
 
-def _ask(query: Query, depth: int, *, sqlite: bool) -> _Ask:
-    if not query.allowed:
-        return _Ask(query, (*query.clauses, Clause(())), (), depth, sqlite)
-    if any(not clauses for clauses in query.allowed):
-        return _Ask(query, query.clauses, (), depth, sqlite)
-    if len(query.allowed) == 1:
-        return _Ask(query, (*query.clauses, *query.allowed[0]), (), depth, sqlite)
-    return _Ask(query, query.clauses, query.allowed, depth, sqlite)
+def _ask(query: Query, depth: int, engine: Engine) -> _Ask:
+    clauses, allowed = query.clauses, query.allowed
+    if len(allowed) < 2:
+        clauses = (*clauses, *(allowed[0] if allowed else (Clause(()),)))
+    several = allowed if len(allowed) > 1 and all(allowed) else ()
+    dated = query.natural is not None and any(
+        isinstance(one, Date) and one.param == query.natural
+        for demands in (clauses, *several)
+        for clause in demands
+        for one in clause.any_of
+    )
+    apart = dated and engine.has_apart(key(query.resource_type, query.natural or ""))
+    return _Ask(query, clauses, several, depth, engine, apart)
 
 
 def _branches(ask: _Ask) -> list[_Branch]:
@@ -262,11 +278,12 @@ def _branches(ask: _Ask) -> list[_Branch]:
 
 
 def _leader(ask: _Ask, clauses: Iterable[Clause]) -> Clause | None:
-    return min(
-        (clause for clause in clauses if _clause_rank(ask, clause) < _SCAN),
-        key=lambda clause: _clause_rank(ask, clause),
-        default=None,
-    )
+    rank, leader = _SCAN, None
+    for clause in clauses:
+        this = _clause_rank(ask, clause)
+        if this < rank:
+            rank, leader = this, clause
+    return leader
 
 
 def _clause_rank(ask: _Ask, clause: Clause | None) -> int:
@@ -295,7 +312,7 @@ def _rank(ask: _Ask, condition: Condition) -> int:
         case Text(_, mode, value):
             return _TEXT if mode == "starts" and value else _SCAN if mode == "contains" else _RANGE
         case Link(_, query) | Referred(_, query):
-            inner = _ask(query, ask.depth + 1, sqlite=ask.sqlite)
+            inner = _ask(query, ask.depth + 1, ask.engine)
             return _CHAIN if _best(inner) <= _CHAIN else _SCAN
         case Date(param, prefix, _, _):
             return _SCAN if param in {"_lastUpdated", ask.query.natural} or prefix == "ne" else _RANGE
@@ -324,7 +341,7 @@ def _led(ask: _Ask, leader: Clause | None, clauses: tuple[Clause, ...]) -> list[
     else:
         sources = [source for condition in leader.any_of for source in _sources(ask, condition)]
     branches = [_Branch(source, rest, bounds) for source in sources]
-    if bounds:
+    if bounds and ask.apart:
         # What is longer than a day, or one of several, is not told by the owner's date: a short list of its own.
         branches.append(_Branch(_apart(ask, ask.query.natural or ""), clauses))
     return branches
@@ -359,9 +376,8 @@ def _sources(ask: _Ask, condition: Condition) -> list[_Source]:
             return [_referred(ask, condition)]
         case Date(param, prefix, lo, hi):
             low, high = _LOWEST[prefix](lo, hi), _HIGHEST[prefix](lo, hi)
-            near = Sql(
-                f"{d}.param = ? AND {d}.lo >= {low} AND {d}.lo < {high} AND NOT {d}.apart AND ", (key(kind, param),)
-            )
+            number = key(kind, param)
+            near = Sql(f"{d}.param = ? AND {d}.lo >= ? AND {d}.lo < ? AND NOT {d}.apart AND ", (number, low, high))
             compared = _interval(d, condition)
             far = _apart(ask, param)
             return [
@@ -371,7 +387,7 @@ def _sources(ask: _Ask, condition: Condition) -> list[_Source]:
         case Text() | Number() | Below() | Present():
             table = _table(condition)
             where = _every(
-                [Sql(f"{d}.param = ?", (key(kind, condition.param),)), _said(condition, d, sqlite=ask.sqlite)]
+                [Sql(f"{d}.param = ?", (key(kind, condition.param),)), _said(condition, d, sqlite=ask.engine.sqlite)]
             )
             return [_Source(Sql(f"{table} {d}"), where, f"{d}.rid")]
 
@@ -406,12 +422,12 @@ def _is_recent(clause: Clause) -> bool:
 
 
 def _by_index(ask: _Ask, alias: str, index: str) -> Sql:
-    return Sql(f"resource {alias} INDEXED BY {index}" if ask.sqlite else f"resource {alias}")
+    return Sql(f"resource {alias} INDEXED BY {index}" if ask.engine.sqlite else f"resource {alias}")
 
 
 def _apart(ask: _Ask, param: str) -> _Source:
     d = f"d{ask.depth}"
-    index = " INDEXED BY ix_date_apart" if ask.sqlite else ""
+    index = " INDEXED BY ix_date_apart" if ask.engine.sqlite else ""
     where = Sql(f"{d}.param = ? AND {d}.apart", (key(ask.query.resource_type, param),))
     return _Source(Sql(f"indexdate {d}{index}"), where, f"{d}.rid")
 
@@ -437,7 +453,7 @@ def _gathered(ask: _Ask, clause: Clause) -> list[_Source]:
 
 def _linked(ask: _Ask, link: Link) -> _Source:
     d, i = f"d{ask.depth}", f"i{ask.depth}"
-    inner = _matching(_ask(link.query, ask.depth + 1, sqlite=ask.sqlite), "resource_id")
+    inner = _matching(_ask(link.query, ask.depth + 1, ask.engine), "resource_id")
     tables = Sql(f"({inner.text}) {i} CROSS JOIN indexreference {d}", inner.values)
     where = Sql(
         f"{d}.param = ? AND {d}.target_id = {i}.resource_id AND {d}.target_type = ?",
@@ -449,7 +465,7 @@ def _linked(ask: _Ask, link: Link) -> _Source:
 def _referred(ask: _Ask, condition: Referred) -> _Source:
     d, i, r = f"d{ask.depth}", f"i{ask.depth}", f"r{ask.depth}"
     kind = ask.query.resource_type
-    inner = _matching(_ask(condition.query, ask.depth + 1, sqlite=ask.sqlite), "rid")
+    inner = _matching(_ask(condition.query, ask.depth + 1, ask.engine), "rid")
     tables = Sql(f"({inner.text}) {i} CROSS JOIN indexreference {d} CROSS JOIN resource {r}", inner.values)
     where = Sql(
         f"{d}.rid = {i}.rid AND {d}.param = ? AND {d}.target_type = ?"
@@ -483,7 +499,8 @@ def _frame(ask: _Ask, branch: _Branch, *, needs_row: bool) -> _Frame:
     if row is None and joined:
         row = f"r{depth}"
     sort = source.sort or f"{row}.sort"
-    return _Frame(ask.query.resource_type, ask.query.natural, source.rid, sort, row, depth, ask.sqlite)
+    bounded = branch.bounds and not ask.apart
+    return _Frame(ask.query.resource_type, ask.query.natural, source.rid, sort, row, depth, ask.engine, bounded)
 
 
 def _ask_rows(clauses: Iterable[Clause]) -> bool:
@@ -501,9 +518,9 @@ def _select(ask: _Ask, branch: _Branch, columns: Sql, more: Sequence[Sql] = (), 
     tables, where = source.tables, [source.where]
     if frame.row is not None and source.row is None:
         tables = Sql(f"{tables.text} {_beside(frame)}", tables.values)
-        where += [Sql(f"{frame.row}.rid = {source.rid}")] if ask.sqlite else []
+        where += [Sql(f"{frame.row}.rid = {source.rid}")] if ask.engine.sqlite else []
     if branch.bounds:
-        where += [bound for clause in branch.clauses if (bound := _bound(frame, clause)) is not None]
+        where.append(_between(frame, branch.clauses))
     where += [_holds(clause, frame) for clause in branch.clauses]
     if ask.allowed:
         where.append(_some([_every([_holds(clause, frame) for clause in clauses]) for clauses in ask.allowed]))
@@ -515,7 +532,7 @@ def _select(ask: _Ask, branch: _Branch, columns: Sql, more: Sequence[Sql] = (), 
 
 def _beside(frame: _Frame) -> str:
     """The resource's row, found by its number and never the other way round."""
-    if frame.sqlite:
+    if frame.engine.sqlite:
         return f"CROSS JOIN resource {frame.row}"
     columns = "rid, resource_type, resource_id, updated, deleted, patient_id, sort"
     return f"CROSS JOIN LATERAL (SELECT {columns} FROM resource WHERE rid = {frame.rid} OFFSET 0) {frame.row}"
@@ -535,14 +552,15 @@ def _condition(condition: Condition, frame: _Frame) -> Sql:
         case Ids(values):
             return Sql(f"{frame.row}.resource_id IN ({_marks(values)})", tuple(sorted(values))) if values else _NONE
         case Owner(patient_id):
-            return Sql(f"{frame.row}.patient_id = ?", (patient_id,))
+            # Never null, or what is nobody's would not be found by a negation.
+            return Sql(f"({frame.row}.patient_id IS NOT NULL AND {frame.row}.patient_id = ?)", (patient_id,))
         case Date("_lastUpdated", prefix, lo, hi):
             return _compared(f"{frame.row}.updated", f"({frame.row}.updated + 1)", prefix, (lo, hi))
         case Date(param, _, _, _) if param == frame.natural:
             return _natural(condition, frame)
         case Token(_, _, str()) | Target():
             # All of an owner's rows bear its date, which makes this a look-up by the whole primary key.
-            said = _every([Sql(f"{x}.sort = {frame.sort}"), _said(condition, x, sqlite=frame.sqlite)])
+            said = _every([Sql(f"{x}.sort = {frame.sort}"), _said(condition, x, sqlite=frame.engine.sqlite)])
             return _probe(condition, frame, said)
         case Link():
             return _link(condition, frame)
@@ -551,7 +569,7 @@ def _condition(condition: Condition, frame: _Frame) -> Sql:
         case Present(param, _) if param in {"_id", "_lastUpdated"}:
             return _ALL
         case Token() | Below() | Date() | Number() | Text() | Present():
-            return _probe(condition, frame, _said(condition, x, sqlite=frame.sqlite))
+            return _probe(condition, frame, _said(condition, x, sqlite=frame.engine.sqlite))
 
 
 Indexed = Token | Below | Target | Date | Number | Text | Present
@@ -691,26 +709,38 @@ def _bounds(natural: str | None, clause: Clause) -> tuple[int, int] | None:
     )
 
 
-def _bound(frame: _Frame, clause: Clause) -> Sql | None:
-    bounds = _bounds(frame.natural, clause)
-    return None if bounds is None else Sql(f"{frame.sort} >= ? AND {frame.sort} < ?", bounds)
+def _between(frame: _Frame, clauses: Iterable[Clause]) -> Sql:
+    """All bounds in one pair: SQLite reads an index between the first two it finds."""
+    bounds = [found for clause in clauses if (found := _bounds(frame.natural, clause)) is not None]
+    low, high = max(low for low, _ in bounds), min(high for _, high in bounds)
+    return Sql(f"{frame.sort} >= ? AND {frame.sort} < ?", (low, high))
 
 
 def _natural(date: Date, frame: _Frame) -> Sql:
     """The natural date decides without a look at the index, but at the edges and for what is apart."""
+    if frame.bounded and date.prefix in {"lt", "sa"}:
+        return _ALL
     probe = _probe(date, frame, _interval(f"x{frame.depth}", date))
+    apart = _has_apart(date, frame)
     if date.prefix == "ne":
         return probe
-    a = f"a{frame.depth}"
+    edge = probe
+    if not frame.bounded:
+        near = Sql(f"({frame.sort} >= ? AND {frame.sort} < ?)", _bounds(frame.natural, Clause((date,))) or ())
+        edge = _every([_some([near, apart]) if apart else near, probe])
+    return _some([_surely(date, frame.sort or "", apart), edge])
+
+
+def _has_apart(date: Date, frame: _Frame) -> Sql | None:
     number = key(frame.resource_type, date.param)
-    index = f"indexdate {a} INDEXED BY ix_date_apart" if frame.sqlite else f"indexdate {a}"
-    apart = Sql(f"EXISTS (SELECT 1 FROM {index} WHERE {a}.param = ? AND {a}.apart)", (number,))
-    bounds = _bounds(frame.natural, Clause((date,)))
-    near = Sql(f"{frame.sort} >= ? AND {frame.sort} < ?", bounds or ())
-    return _some([_surely(date, frame.sort or "", apart), _every([_some([near, apart]), probe])])
+    if not frame.engine.has_apart(number):
+        return None
+    a = f"a{frame.depth}"
+    index = f"indexdate {a} INDEXED BY ix_date_apart" if frame.engine.sqlite else f"indexdate {a}"
+    return Sql(f"EXISTS (SELECT 1 FROM {index} WHERE {a}.param = ? AND {a}.apart)", (number,))
 
 
-def _surely(date: Date, sort: str, apart: Sql) -> Sql:
+def _surely(date: Date, sort: str, apart: Sql | None) -> Sql:
     lo, hi = date.lo, date.hi
     match date.prefix:
         case "gt" | "ge" | "sa":
@@ -722,8 +752,8 @@ def _surely(date: Date, sort: str, apart: Sql) -> Sql:
         case _:
             # Only a short interval that begins early enough ends in time.
             first, last = (lo, hi) if date.prefix == "eq" else (_EARLIEST, lo)
-            inside = Sql(f"{sort} >= ? AND {sort} <= ?", (max(first, _EARLIEST), last - DAY))
-            return _every([inside, Sql(f"NOT {apart.text}", apart.values)], bracket=True)
+            inside = Sql(f"({sort} >= ? AND {sort} <= ?)", (max(first, _EARLIEST), last - DAY))
+            return inside if apart is None else _every([inside, Sql(f"NOT {apart.text}", apart.values)])
 
 
 def _interval(alias: str, date: Date) -> Sql:
@@ -733,19 +763,25 @@ def _interval(alias: str, date: Date) -> Sql:
 def _compared(lo: str, hi: str, prefix: str, wanted: tuple[int, int]) -> Sql:
     """The range rules of https://hl7.org/fhir/R4/search.html#prefix for a value [lo, hi)."""
     least, most = wanted
-    within = f"({lo} >= {least} AND {hi} <= {most})"
-    rules = {
-        "eq": within,
-        "ne": f"NOT {within}",
-        "gt": f"{hi} > {most}",
-        "lt": f"{lo} < {least}",
-        "ge": f"({hi} > {most} OR {within})",
-        "le": f"({lo} < {least} OR {within})",
-        "sa": f"{lo} >= {most}",
-        "eb": f"{hi} <= {least}",
-        "ap": f"({lo} < {most} AND {hi} > {least})",
-    }
-    return Sql(rules[prefix])
+    match prefix:
+        case "eq":
+            return Sql(f"({lo} >= ? AND {hi} <= ?)", (least, most))
+        case "ne":
+            return Sql(f"({lo} < ? OR {hi} > ?)", (least, most))
+        case "ge":
+            return Sql(f"({hi} > ? OR ({lo} >= ? AND {hi} <= ?))", (most, least, most))
+        case "le":
+            return Sql(f"({lo} < ? OR ({lo} >= ? AND {hi} <= ?))", (least, least, most))
+        case "ap":
+            return Sql(f"({lo} < ? AND {hi} > ?)", (most, least))
+        case _:
+            text, value = {
+                "gt": (f"{hi} > ?", most),
+                "lt": (f"{lo} < ?", least),
+                "sa": (f"{lo} >= ?", most),
+                "eb": (f"{hi} <= ?", least),
+            }[prefix]
+            return Sql(text, (value,))
 
 
 # --- chains --------------------------------------------------------------------------------------------------
@@ -753,9 +789,9 @@ def _compared(lo: str, hi: str, prefix: str, wanted: tuple[int, int]) -> Sql:
 
 def _link(link: Link, frame: _Frame) -> Sql:
     x, inner = f"x{frame.depth}", frame.depth + 1
-    ask = _ask(link.query, inner, sqlite=frame.sqlite)
+    ask = _ask(link.query, inner, frame.engine)
     r = f"r{inner}"
-    there = _Frame(link.query.resource_type, link.query.natural, f"{r}.rid", f"{r}.sort", r, inner, frame.sqlite)
+    there = _Frame(link.query.resource_type, link.query.natural, f"{r}.rid", f"{r}.sort", r, inner, frame.engine)
     leads = Sql(
         f"{x}.rid = {frame.rid} AND {x}.param = ? AND {x}.target_type = ?"
         f" AND {r}.resource_type = ? AND {r}.resource_id = {x}.target_id AND NOT {r}.deleted",
@@ -770,9 +806,9 @@ def _link(link: Link, frame: _Frame) -> Sql:
 
 def _referrer(condition: Referred, frame: _Frame) -> Sql:
     x, inner = f"x{frame.depth}", frame.depth + 1
-    ask = _ask(condition.query, inner, sqlite=frame.sqlite)
+    ask = _ask(condition.query, inner, frame.engine)
     kind, r = condition.query.resource_type, f"r{inner}"
-    there = _Frame(kind, condition.query.natural, f"{x}.rid", f"{x}.sort", r, inner, frame.sqlite)
+    there = _Frame(kind, condition.query.natural, f"{x}.rid", f"{x}.sort", r, inner, frame.engine)
     leads = Sql(
         f"{x}.param = ? AND {x}.target_id = {frame.row}.resource_id AND {x}.target_type = ? AND {r}.rid = {x}.rid",
         (key(kind, condition.param), frame.resource_type),
@@ -802,9 +838,8 @@ def _plus(*pieces: Sql) -> Sql:
     return _join("", pieces)
 
 
-def _every(pieces: Sequence[Sql], *, bracket: bool = False) -> Sql:
-    joined = _join(" AND ", pieces) if pieces else _ALL
-    return Sql(f"({joined.text})", joined.values) if bracket else joined
+def _every(pieces: Sequence[Sql]) -> Sql:
+    return _join(" AND ", pieces) if pieces else _ALL
 
 
 def _some(pieces: Sequence[Sql]) -> Sql:
@@ -815,4 +850,4 @@ def _some(pieces: Sequence[Sql]) -> Sql:
 
 
 def _marks(values: Iterable[Any]) -> str:
-    return ", ".join("?" for _ in values)
+    return ", ".join("?" for _ in values) or "NULL"

@@ -460,16 +460,24 @@ def set_index_digest(connection: Connection, digest: str) -> None:
 
 def search(connection: Connection, query: Query, *, limit: int, after: Place | None = None) -> list[Hit]:
     """At most `limit` resources in order, beginning after a place."""
-    page = plan.page(query, limit, after, sqlite=is_sqlite(connection))
+    page = plan.page(query, limit, after, _engine(connection))
     width = len(query.order) + 1
     if is_sqlite(connection):
         places = run(connection, page.text, page.values).fetchall()
         rows = _fetch(connection, [place[-1] for place in places])
         return [Hit(_stored(rows[place[-1]]), tuple(place)) for place in places]
     # One statement, so that what is shown is what was found.
-    sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {_COLUMNS} FROM page JOIN resource r USING (rid)
-        {plan.ordering(query.order)}"""
+    sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {_COLUMNS} FROM page
+        JOIN resource r ON r.rid = page.rid {plan.ordering(query.order, "page.")}"""
     return [Hit(_stored(row[width:]), tuple(row[:width])) for row in run(connection, sql, page.values)]
+
+
+def _engine(connection: Connection) -> plan.Engine:
+    """On PostgreSQL a look beforehand would cost more than it saves, and each statement sees a later state."""
+    if not is_sqlite(connection):
+        return plan.Engine(False, lambda _: True)
+    sql = "SELECT EXISTS (SELECT 1 FROM indexdate INDEXED BY ix_date_apart WHERE param = ? AND apart)"
+    return plan.Engine(True, lambda number: bool(run(connection, sql, (number,)).fetchone()[0]))
 
 
 def _fetch(connection: Connection, rids: Sequence[int]) -> dict[int, Any]:
@@ -479,7 +487,7 @@ def _fetch(connection: Connection, rids: Sequence[int]) -> dict[int, Any]:
 
 def count(connection: Connection, query: Query) -> int:
     """How many resources the query finds."""
-    counted = plan.count(query, sqlite=is_sqlite(connection))
+    counted = plan.count(query, _engine(connection))
     return int(run(connection, counted.text, counted.values).fetchone()[0])
 
 
