@@ -115,6 +115,7 @@ def check_resource(value: Any, place: Place | None, run: Run, *, is_contained: b
     if type(kind) is not str or kind not in definitions.resource_types():
         return run.fault("value", place or _TYPE, "resourceType is no resource type of FHIR R4")
     if not is_contained and "contained" in value:
+        _check_contained_ids(value, place or (None, kind, -1), run)
         run = Run(run.issues, _contained_types(value), run.entries, run.is_closed)
     elif not is_contained and run.contained:
         run = Run(run.issues, {}, run.entries, run.is_closed)
@@ -217,6 +218,12 @@ def _unknown(name: str, structure: Structure, place: Place, run: Run) -> None:
 def _contained_types(resource: Json) -> dict[str, str]:
     found = invariants.objects(resource, "contained")
     return {item["id"]: str(item.get("resourceType")) for item in found if type(item.get("id")) is str}
+
+
+def _check_contained_ids(resource: Json, place: Place, run: Run) -> None:
+    ids = ((index, item.get("id")) for index, item in invariants.listed(resource, "contained"))
+    for index in invariants.repeated((index, own) for index, own in ids if type(own) is str):
+        run.fault("value", ((place, "contained", index), "id", -1), "must not be the id of another contained resource")
 
 
 def _entry_types(bundle: Json) -> dict[str, str]:
