@@ -86,9 +86,11 @@ def parse(offer: Offer, criteria: Criteria, base: str = "", *, lenient: bool = F
 def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = False) -> tuple[Search, ...]:
     """One search of several types, each with its own query: every type must understand every word."""
     asked = (tuple(kinds), tuple(criteria), site, lenient)
-    # Most searches are asked again and again, word for word; long lists of values are not worth their memory.
-    is_short = sum(len(word) + len(value) for word, value in criteria) <= REMEMBERED
-    return _remembered(*asked) if is_short else _read(*asked)
+    # Most searches are asked again and again, word for word. Long lists of values are not worth their memory, and
+    # what is approximately a date depends on the day.
+    is_kept = sum(len(word) + len(value) for word, value in criteria) <= REMEMBERED
+    is_kept = is_kept and not any("ap" in value for _, value in criteria)
+    return _remembered(*asked) if is_kept else _read(*asked)
 
 
 def _read(
