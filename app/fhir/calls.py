@@ -41,6 +41,8 @@ class Door:
     delete_guards: Mapping[str, DeleteGuard] = field(default_factory=dict[str, DeleteGuard])
     audit_in: Callable[[Connection, Record], None] | None = None
     """Keeps the record of a write in the write's own transaction; without it `audit` keeps it."""
+    settle_audit: Callable[[], None] = lambda: None
+    """Waits until every record that was noted can be found."""
     read_only: bool = False
 
     @property

@@ -14,7 +14,7 @@ from sqlalchemy.engine import Connection
 
 from app.access import Action, Facts, decide
 from app.errors import BadRequest, Conflict, Forbidden, Gone, IsocenterError, Issue, NotFound, PreconditionFailed
-from app.fhir import binary, granted, http, outcome, patch, resources, search, shaping
+from app.fhir import audit_events, binary, granted, http, outcome, patch, resources, search, shaping
 from app.fhir.calls import Call, Reply
 from app.fhir.registry import offers
 from app.fhir.resources import Draft
@@ -50,8 +50,9 @@ Work = Callable[[Connection], Reply]
 def read(call: Call, connection: Connection) -> Reply:
     """`GET [base]/[type]/[id]`."""
     call.permit("r")
-    stored = visible(call, connection)
-    return _shown(call, stored)
+    if call.offer.kept == "audit":
+        return audit_events.read(call, connection)
+    return _shown(call, visible(call, connection))
 
 
 def vread(call: Call, connection: Connection) -> Reply:

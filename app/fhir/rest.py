@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from typing import TypeVar
 from urllib.parse import parse_qsl
 
 from sqlalchemy.engine import Connection
@@ -34,6 +35,8 @@ from app.fhir.calls import Call, Door, Reply
 from app.fhir.http import Asked
 from app.fhir.routing import Route
 from app.fhir.search import refusal
+
+T = TypeVar("T")
 
 THREADS = 16
 LOOP_SECONDS = 0.03
@@ -158,7 +161,9 @@ class Interface:
         if method == "POST":
             call = replace(call, criteria=tuple(interactions.require_form(call)))
         reader = routing.READERS[call.interaction]
-        if self.in_loop and call.interaction in QUICK:
+        if call.resource_type and call.offer.kept:
+            await self._threaded(self.door.settle_audit)
+        elif self.in_loop and call.interaction in QUICK:
             try:
                 return self._look(reader, call, LOOP_SECONDS)
             except Unavailable:
@@ -178,7 +183,7 @@ class Interface:
             work = await self._threaded(lambda: interactions.prepare(call))
         return await asyncio.wrap_future(self.door.store.submit(_audited(call, work)))
 
-    async def _threaded(self, work: Callable[[], Reply]) -> Reply:
+    async def _threaded(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
 

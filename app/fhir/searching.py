@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from sqlalchemy.engine import Connection
 
 from app.errors import Forbidden, Issue, NotSupported
-from app.fhir import bundle, granted, includes, outcome, search, shaping
+from app.fhir import audit_events, bundle, granted, includes, outcome, search, shaping
 from app.fhir.calls import Call, Reply
 from app.fhir.conditions import refusal
 from app.fhir.registry import Offer, offers
@@ -19,7 +19,7 @@ from app.store import resources as rows
 from app.store.query import Clause, Condition, Ids, Key, Place, Query, Target
 from app.store.resources import Hit, Stored
 
-KEPT_ELSEWHERE: dict[str, Callable[[Call, Connection], Reply]] = {}
+KEPT_ELSEWHERE: Mapping[str, Callable[[Call, Connection], Reply]] = {"audit": audit_events.searched}
 """How a type is searched whose rows are not with the resources: `Offer.kept` says where they are."""
 TYPES = "_type"
 _UPDATED = (Key("updated"),)
@@ -40,7 +40,7 @@ class _Asked:
 def search_type(call: Call, connection: Connection) -> Reply:
     """`GET [base]/[type]?…`, and with the parameters in the body as well `POST [base]/[type]/_search`."""
     call.permit("s")
-    elsewhere = KEPT_ELSEWHERE.get(call.resource_type)
+    elsewhere = KEPT_ELSEWHERE.get(call.offer.kept)
     if elsewhere is not None:
         return elsewhere(call, connection)
     wanted = search.parse(call.offer, _criteria(call), call.door.base, lenient=_is_lenient(call))

@@ -21,6 +21,7 @@ from app.fhir.calls import Door, Hook
 from app.fhir.mapping import report, worklist
 from app.fhir.validation import Json
 from app.main import demo_ehr, http, launches, probes
+from app.main.auditing import Auditor
 from app.settings import Settings
 from app.smart import server as smart
 from app.smart import tokens
@@ -43,22 +44,25 @@ class House:
     settings: Settings
     site: site.Site
     gateway: Gateway
+    auditor: Auditor
 
     def audit(self, record: Record) -> None:
-        """Keep an audit record in a transaction of its own."""
-        self.store.transact(lambda connection: audit_log.add(connection, record))
+        """Keep an audit record, soon."""
+        self.auditor.note(record)
 
 
 def create_app(settings: Settings) -> FastAPI:
     """The whole HTTP interface; the database must be at head and is closed with the app."""
     here.settle(settings.fhir_base, settings.zone)
     store = Store(settings.database)
-    house = House(store, settings, site.of(settings), _gateway(store, settings))
+    auditor = Auditor(store)
+    house = House(store, settings, site.of(settings), _gateway(store, settings, auditor), auditor)
 
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncGenerator[None]:
         yield
         await house.gateway.close()
+        auditor.close()
         store.close()
 
     app = FastAPI(title="Isocenter", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
@@ -124,6 +128,7 @@ def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only:
         delete_guards=guards.DELETE_GUARDS,
         audit=house.audit,
         audit_in=audit_log.add,
+        settle_audit=house.auditor.flush,
         key=keys.wrapping_secret(house.settings),
         read_only=read_only,
     )
@@ -137,15 +142,12 @@ def _hooks(where: site.Site) -> dict[str, Hook]:
     return {"ServiceRequest": ordered, "DiagnosticReport": reports.received}
 
 
-def _gateway(store: Store, settings: Settings) -> Gateway:
+def _gateway(store: Store, settings: Settings, auditor: Auditor) -> Gateway:
     def stored(orthanc_id: str) -> None:
         store.transact(lambda connection: sync.mark(connection, [orthanc_id], "stored through the gateway"))
 
-    def audited(record: Record) -> None:
-        store.transact(lambda connection: audit_log.add(connection, record))
-
     password = settings.orthanc_password.get_secret_value()
-    return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, audited, stored))
+    return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, auditor.note, stored))
 
 
 def _by_token(store: Store) -> Callable[[Request], Access]:

@@ -22,6 +22,7 @@ from app.audit import Record
 from app.errors import Unauthenticated
 from app.fhir.calls import DeleteGuard, Door, Guard, Hook
 from app.fhir.rest import Interface
+from app.main.http import RequestId
 from app.main.server import Front
 from app.settings import Settings
 from app.store.database import Store
@@ -77,7 +78,7 @@ class Server:
         return found
 
     def app(self) -> ASGIApp:
-        return Front(Starlette(), Interface(self.door()), Interface(self.door(read_only=True)))
+        return RequestId(Front(Starlette(), Interface(self.door()), Interface(self.door(read_only=True))))
 
     def door(self, *, read_only: bool = False) -> Door:
         return Door(
