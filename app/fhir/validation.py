@@ -35,6 +35,14 @@ _PRIMITIVES = {**primitives.PRIMITIVES, "xhtml": primitives.unhurried(narrative.
 _URI_OF_TYPES = "http://hl7.org/fhir/StructureDefinition/"
 
 
+MAX_ISSUES = 1000
+"""A body of millions of faults must not be answered by an outcome of millions of issues."""
+
+
+class _EnoughError(Exception):
+    """No more issues are told."""
+
+
 @dataclass(slots=True)
 class Run:
     """One walk: the issues so far, the types of the contained resources, and of a Bundle's entries by fullUrl."""
@@ -47,6 +55,8 @@ class Run:
 
     def fault(self, code: str, place: Place | None, diagnostics: str) -> None:
         """Keep one more issue."""
+        if len(self.issues) >= MAX_ISSUES:
+            raise _EnoughError
         self.issues.append(Issue(code, diagnostics, expression(place)))
 
 
@@ -86,6 +96,9 @@ def validate(resource: Json, resource_type: str | None = None) -> list[Issue]:
     issues: list[Issue] = []
     try:
         check_resource(resource, None, Run(issues))
+    except _EnoughError:
+        diagnostics = f"there are more faults: the first {MAX_ISSUES} are told"
+        issues.append(Issue("informational", diagnostics, severity="information"))
     except RecursionError:
         issues.append(Issue("structure", "the resource is nested too deeply", resource_type))
     if resource_type and type(resource) is dict and resource.get("resourceType", resource_type) != resource_type:
