@@ -507,6 +507,54 @@ def test_all_issues_are_collected() -> None:
     ]
 
 
+PATIENT, NOBODY = "urn:uuid:c757873d-ec9a-4326-a141-556f43239520", "urn:uuid:00000000-ec9a-4326-a141-556f43239520"
+
+
+def posting(kind: str, *references: str, of: str = "transaction") -> dict[str, Any]:
+    """A Bundle that brings a Patient under a placeholder, and a resource for each reference to it."""
+    request = {"method": "POST", "url": "x"}
+    resources = [{**VALID[kind], "subject": {"reference": reference}} for reference in references]
+    entries = [{"resource": resource} for resource in resources]
+    entries = [{"fullUrl": PATIENT, "resource": VALID["Patient"]}, *entries]
+    sent = {"request": request} if of in {"transaction", "batch"} else {}
+    return {"resourceType": "Bundle", "type": of, "entry": [{**entry, **sent} for entry in entries]}
+
+
+def test_a_reference_inside_a_bundle_is_followed_to_its_entry() -> None:
+    assert found(posting("Observation", PATIENT, "Patient/p2")) == []
+    wrong = posting("Observation", PATIENT)
+    wrong["entry"][0]["resource"] = {**VALID["Task"]}
+    assert found(wrong) == [("value", "Bundle.entry[1].resource.subject.reference")]
+
+
+def test_a_placeholder_of_a_transaction_must_be_one_of_its_entries() -> None:
+    assert found(posting("Observation", PATIENT, NOBODY)) == [("value", "Bundle.entry[2].resource.subject.reference")]
+    assert found(posting("Observation", NOBODY, of="collection")) == []
+
+
+def test_an_address_of_an_entry_is_that_of_its_resource() -> None:
+    def at(address: str) -> list[tuple[str, str | None]]:
+        return found(changed("Bundle", {"entry": [{"fullUrl": address, "resource": VALID["Patient"]}]}))
+
+    assert at("https://x.example.org/fhir/Patient/p1") == []
+    assert at("urn:uuid:c757873d-ec9a-4326-a141-556f43239520") == []
+    assert at("https://x.example.org/fhir/Patient/p2") == [("value", "Bundle.entry[0].fullUrl")]
+    assert at("https://x.example.org/fhir/Group/p1") == [("value", "Bundle.entry[0].fullUrl")]
+
+
+def test_the_type_of_a_reference_agrees_with_its_address() -> None:
+    def said(kind: str) -> list[tuple[str, str | None]]:
+        return found(changed("Observation", {"subject": {"reference": "Patient/p1", "type": kind}}))
+
+    assert said("Patient") == said("http://hl7.org/fhir/StructureDefinition/Patient") == []
+    assert said("Group") == [("value", "Observation.subject.type")]
+
+
+def test_an_element_id_has_no_blanks() -> None:
+    assert found(changed("Patient", {"name": [{"id": "a.b:c", "family": "x"}]})) == []
+    assert found(changed("Patient", {"name": [{"id": "a b", "family": "x"}]})) == [("value", "Patient.name[0].id")]
+
+
 def test_a_resource_must_be_of_the_expected_type() -> None:
     assert validation.validate(VALID["Patient"], "Patient") == []
     [issue] = validation.validate(VALID["Patient"], "Observation")
