@@ -1,8 +1,8 @@
 """One database, SQLite or PostgreSQL: reads on a connection, writes through `transact`.
 
 On SQLite one writer thread per process commits queued writes in groups (WAL, synchronous=FULL, BEGIN IMMEDIATE), and
-reads go on beside it, each on a connection of its own that is kept open; on PostgreSQL each write is a transaction of its
-own on a pooled connection, and reads are single statements.
+reads go on beside it, each on a connection of its own that is kept open; on PostgreSQL each write is a transaction of
+its own on a pooled connection, and each statement that reads stands for itself.
 """
 
 from __future__ import annotations
@@ -84,6 +84,7 @@ class Store:
             with reading as connection:
                 yield connection
         except (DBAPIError, sqlite3.Error, psycopg.Error) as error:
+            self._forget(error)
             if seconds is not None and _is_interrupted(error):
                 raise Unavailable("this takes too long to find: ask for less") from error
             raise
@@ -171,9 +172,17 @@ class Store:
                 with self.engine.begin() as connection:
                     return work(connection)
             except (DBAPIError, psycopg.Error) as error:
+                self._forget(error)
                 if _sqlstate(error) not in TRANSIENT or attempt == RETRIES - 1:
                     raise
         raise Unavailable("the database is too busy")
+
+    def _forget(self, error: Exception) -> None:
+        """A server that went away took the idle connections with it."""
+        state = _sqlstate(error)
+        lost = state is None or (state[:2] == "57" and state != CANCELED)
+        if lost and isinstance(getattr(error, "orig", error), psycopg.OperationalError):
+            self.engine.dispose()
 
     def _write(self) -> None:
         connection: Connection | None = None

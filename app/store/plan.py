@@ -1,9 +1,11 @@
 """From a query to SQL by rule: the most selective condition leads, the others are asked of each row it yields.
 
 Nothing is left to the engine's planner. Every parameter's rows stand in an order that ends early: a token's or a
-reference's by the owner's natural date, so that the newest fifty are the first fifty read. Conditions beside the leading
-one are point probes (https://hl7.org/fhir/R4/search.html). The two dialects differ in how an order of joins is pinned.
+reference's by the owner's natural date, so that the newest fifty are the first fifty read. The other conditions are
+point probes (https://hl7.org/fhir/R4/search.html). The two dialects differ in how an order of joins is pinned.
 """
+
+# ruff: noqa: S608 - SQL is put together from our own words; every value is bound
 
 from __future__ import annotations
 
@@ -262,7 +264,7 @@ def _ask(query: Query, depth: int, engine: Engine) -> _Ask:
 
 
 def _branches(ask: _Ask) -> list[_Branch]:
-    """One for each alternative of the clause that leads; of each allowance's own, where no common clause does better."""
+    """One for each alternative of the clause that leads; of each allowance's own, where no common one does better."""
     if any(not clause.any_of and not clause.negated for clause in ask.clauses):
         return []
     common = _leader(ask, ask.clauses)
@@ -303,25 +305,33 @@ def _rank(ask: _Ask, condition: Condition) -> int:
     match condition:
         case Ids():
             return _IDS
-        case Token(param, _, value):
-            return _SCAN if value is None else _UNIQUE if param.partition(":")[0] in SELECTIVE else _TOKEN
         case Owner() | Target(_, "Patient", _):
             return _OWNER
         case Target():
             return _TARGET
-        case Text(_, mode, value):
-            return _TEXT if mode == "starts" and value else _SCAN if mode == "contains" else _RANGE
         case Link(_, query) | Referred(_, query):
-            inner = _ask(query, ask.depth + 1, ask.engine)
-            return _CHAIN if _best(inner) <= _CHAIN else _SCAN
-        case Date(param, prefix, _, _):
-            return _SCAN if param in {"_lastUpdated", ask.query.natural} or prefix == "ne" else _RANGE
-        case Number(_, prefix, _, _, _):
-            return _RANGE if prefix != "ne" else _SCAN
-        case Below():
-            return _RANGE
-        case Present():
+            return _CHAIN if _best(_ask(query, ask.depth + 1, ask.engine)) <= _CHAIN else _SCAN
+        case Token() | Text():
+            return _worded_rank(condition)
+        case Below() | Date() | Number() | Present():
+            return _RANGE if _is_range(ask, condition) else _SCAN
+
+
+def _worded_rank(condition: Token | Text) -> int:
+    match condition:
+        case Token(_, _, None) | Text(_, "contains", _):
             return _SCAN
+        case Token(param, _, _):
+            return _UNIQUE if param.partition(":")[0] in SELECTIVE else _TOKEN
+        case Text(_, mode, value):
+            return _TEXT if mode == "starts" and value else _RANGE
+
+
+def _is_range(ask: _Ask, condition: Below | Date | Number | Present) -> bool:
+    """The natural date and the last update are better bounds of the type's own indexes than sources."""
+    if isinstance(condition, Date | Number) and condition.prefix == "ne":
+        return False
+    return not isinstance(condition, Present) and condition.param not in {"_lastUpdated", ask.query.natural}
 
 
 def _best(ask: _Ask) -> int:
@@ -352,44 +362,42 @@ def _led(ask: _Ask, leader: Clause | None, clauses: tuple[Clause, ...]) -> list[
 
 def _sources(ask: _Ask, condition: Condition) -> list[_Source]:
     """Where the rows that meet a condition are read."""
-    kind, d = ask.query.resource_type, f"d{ask.depth}"
     match condition:
         case Ids() | Owner():
             return [_rows(ask, condition)]
-        case Token(param, system, _):
-            where = Sql(f"{d}.param = ? AND ", (key(kind, param),))
-            once = system is not None
-            return [
-                _Source(Sql(f"indextoken {d}"), _plus(where, _token(condition, d)), f"{d}.rid", f"{d}.sort", None, once)
-            ]
-        case Target(param, target_type, _):
-            where = Sql(f"{d}.param = ? AND ", (key(kind, param),))
-            once = target_type is not None
-            return [
-                _Source(
-                    Sql(f"indexreference {d}"), _plus(where, _target(condition, d)), f"{d}.rid", f"{d}.sort", None, once
-                )
-            ]
         case Link():
             return [_linked(ask, condition)]
         case Referred():
             return [_referred(ask, condition)]
-        case Date(param, prefix, lo, hi):
-            low, high = _LOWEST[prefix](lo, hi), _HIGHEST[prefix](lo, hi)
-            number = key(kind, param)
-            near = Sql(f"{d}.param = ? AND {d}.lo >= ? AND {d}.lo < ? AND NOT {d}.apart AND ", (number, low, high))
-            compared = _interval(d, condition)
-            far = _apart(ask, param)
-            return [
-                _Source(Sql(f"indexdate {d}"), _plus(near, compared), f"{d}.rid"),
-                replace(far, where=_every([far.where, compared])),
-            ]
-        case Text() | Number() | Below() | Present():
-            table = _table(condition)
-            where = _every(
-                [Sql(f"{d}.param = ?", (key(kind, condition.param),)), _said(condition, d, sqlite=ask.engine.sqlite)]
-            )
-            return [_Source(Sql(f"{table} {d}"), where, f"{d}.rid")]
+        case Date():
+            return _dated(ask, condition)
+        case Token() | Below() | Target() | Number() | Text() | Present():
+            return [_indexed(ask, condition)]
+
+
+def _indexed(ask: _Ask, condition: Token | Below | Target | Number | Text | Present) -> _Source:
+    d = f"d{ask.depth}"
+    own = Sql(f"{d}.param = ?", (key(ask.query.resource_type, condition.param),))
+    where = _every([own, _said(condition, d, sqlite=ask.engine.sqlite)])
+    sort = f"{d}.sort" if isinstance(condition, Token | Below | Target) else None
+    # One value of one system stands once in a resource's rows; otherwise there may be several.
+    once = (isinstance(condition, Token) and condition.system is not None and condition.value is not None) or (
+        isinstance(condition, Target) and condition.target_type is not None
+    )
+    return _Source(Sql(f"{_table(condition)} {d}"), where, f"{d}.rid", sort, None, once)
+
+
+def _dated(ask: _Ask, date: Date) -> list[_Source]:
+    """Short intervals between the beginnings they may have, and the few that are apart."""
+    d, number = f"d{ask.depth}", key(ask.query.resource_type, date.param)
+    low, high = _LOWEST[date.prefix](date.lo, date.hi), _HIGHEST[date.prefix](date.lo, date.hi)
+    near = Sql(f"{d}.param = ? AND {d}.lo >= ? AND {d}.lo < ? AND NOT {d}.apart", (number, low, high))
+    far = _apart(ask, date.param)
+    compared = _interval(d, date)
+    return [
+        _Source(Sql(f"indexdate {d}"), _every([near, compared]), f"{d}.rid"),
+        replace(far, where=_every([far.where, compared])),
+    ]
 
 
 def _rows(ask: _Ask, condition: Ids | Owner) -> _Source:
@@ -485,7 +493,7 @@ def _matching(ask: _Ask, column: str) -> Sql:
         what = f"{frame.row}.resource_id AS resource_id" if row else f"{frame.rid} AS rid"
         selects.append(_select(ask, branch, Sql(what), needs_row=row))
     if not selects:
-        return Sql(f"SELECT rid, resource_id FROM resource WHERE 1 = 0")
+        return Sql(f"SELECT {column} FROM resource WHERE 1 = 0")
     return selects[0] if len(selects) == 1 else _join(" UNION ", selects)
 
 
@@ -547,38 +555,45 @@ def _holds(clause: Clause, frame: _Frame) -> Sql:
 
 
 def _condition(condition: Condition, frame: _Frame) -> Sql:
-    x = f"x{frame.depth}"
     match condition:
-        case Ids(values):
-            return Sql(f"{frame.row}.resource_id IN ({_marks(values)})", tuple(sorted(values))) if values else _NONE
-        case Owner(patient_id):
-            # Never null, or what is nobody's would not be found by a negation.
-            return Sql(f"({frame.row}.patient_id IS NOT NULL AND {frame.row}.patient_id = ?)", (patient_id,))
-        case Date("_lastUpdated", prefix, lo, hi):
-            return _compared(f"{frame.row}.updated", f"({frame.row}.updated + 1)", prefix, (lo, hi))
-        case Date(param, _, _, _) if param == frame.natural:
-            return _natural(condition, frame)
-        case Token(_, _, str()) | Target():
-            # All of an owner's rows bear its date, which makes this a look-up by the whole primary key.
-            said = _every([Sql(f"{x}.sort = {frame.sort}"), _said(condition, x, sqlite=frame.engine.sqlite)])
-            return _probe(condition, frame, said)
+        case Ids() | Owner() | Date("_lastUpdated", _, _, _):
+            return _own(condition, frame)
         case Link():
             return _link(condition, frame)
         case Referred():
             return _referrer(condition, frame)
-        case Present(param, _) if param in {"_id", "_lastUpdated"}:
+        case Date(param, _, _, _) if param == frame.natural:
+            return _natural(condition, frame)
+        case Present("_id" | "_lastUpdated", _):
             return _ALL
-        case Token() | Below() | Date() | Number() | Text() | Present():
-            return _probe(condition, frame, _said(condition, x, sqlite=frame.engine.sqlite))
+        case Token() | Below() | Target() | Date() | Number() | Text() | Present():
+            return _probe(condition, frame)
+
+
+def _own(condition: Ids | Owner | Date, frame: _Frame) -> Sql:
+    """What the resource's row itself says."""
+    row = frame.row
+    match condition:
+        case Ids(values):
+            return Sql(f"{row}.resource_id IN ({_marks(values)})", tuple(sorted(values))) if values else _NONE
+        case Owner(patient_id):
+            # Never null, or what is nobody's would not be found by a negation.
+            return Sql(f"({row}.patient_id IS NOT NULL AND {row}.patient_id = ?)", (patient_id,))
+        case Date(_, prefix, lo, hi):
+            return _compared(f"{row}.updated", f"({row}.updated + 1)", prefix, (lo, hi))
 
 
 Indexed = Token | Below | Target | Date | Number | Text | Present
 
 
-def _probe(condition: Indexed, frame: _Frame, said: Sql) -> Sql:
+def _probe(condition: Indexed, frame: _Frame) -> Sql:
     x = f"x{frame.depth}"
     own = Sql(f"{x}.rid = {frame.rid} AND {x}.param = ?", (key(frame.resource_type, condition.param),))
-    found = _every([own, said])
+    said = [own, _said(condition, x, sqlite=frame.engine.sqlite)]
+    if isinstance(condition, Target) or (isinstance(condition, Token) and condition.value is not None):
+        # All of an owner's rows bear its date, which makes this a look-up by the whole primary key.
+        said.append(Sql(f"{x}.sort = {frame.sort}"))
+    found = _every(said)
     # The offset keeps PostgreSQL from turning the probe into a join of its own choice.
     return Sql(f"EXISTS (SELECT 1 FROM {_table(condition)} {x} WHERE {found.text} LIMIT 1 OFFSET 0)", found.values)
 
@@ -602,13 +617,8 @@ def _table(condition: Indexed) -> str:
 def _said(condition: Indexed, alias: str, *, sqlite: bool) -> Sql:
     """What the condition's row in its index table must say."""
     match condition:
-        case Token():
-            return _token(condition, alias)
-        case Target():
-            return _target(condition, alias)
-        case Below(_, value):
-            base = f"{value.rstrip('/')}/"
-            return _some([Sql(f"{alias}.value = ?", (cut(value),)), _prefix(f"{alias}.value", base)])
+        case Token() | Target() | Below():
+            return _worded(condition, alias)
         case Date():
             return _interval(alias, condition)
         case Number():
@@ -617,6 +627,17 @@ def _said(condition: Indexed, alias: str, *, sqlite: bool) -> Sql:
             return _spelled(alias, condition, sqlite=sqlite)
         case Present():
             return _ALL
+
+
+def _worded(condition: Token | Target | Below, alias: str) -> Sql:
+    match condition:
+        case Token():
+            return _token(condition, alias)
+        case Target():
+            return _target(condition, alias)
+        case Below(_, value):
+            under = _prefix(f"{alias}.value", f"{value.rstrip('/')}/")
+            return _some([Sql(f"{alias}.value = ?", (cut(value),)), under])
 
 
 def _token(token: Token, alias: str) -> Sql:
@@ -720,7 +741,7 @@ def _natural(date: Date, frame: _Frame) -> Sql:
     """The natural date decides without a look at the index, but at the edges and for what is apart."""
     if frame.bounded and date.prefix in {"lt", "sa"}:
         return _ALL
-    probe = _probe(date, frame, _interval(f"x{frame.depth}", date))
+    probe = _probe(date, frame)
     apart = _has_apart(date, frame)
     if date.prefix == "ne":
         return probe
@@ -832,10 +853,6 @@ _ALL, _NONE = Sql("1 = 1"), Sql("1 = 0")
 
 def _join(between: str, pieces: Sequence[Sql]) -> Sql:
     return Sql(between.join(one.text for one in pieces), tuple(value for one in pieces for value in one.values))
-
-
-def _plus(*pieces: Sql) -> Sql:
-    return _join("", pieces)
 
 
 def _every(pieces: Sequence[Sql]) -> Sql:

@@ -1,14 +1,16 @@
 """Rows of FHIR resources: current bytes, replaced versions, and the index that finds them."""
 
+# ruff: noqa: S608 - SQL is put together from our own words; every value is bound
+
 from __future__ import annotations
 
+import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, Unpack
 
 import psycopg
-import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.errors import Conflict
@@ -71,8 +73,8 @@ _OLD_COLUMNS = (
 
 def current(connection: Connection, resource_type: str, resource_id: str, *, for_update: bool = False) -> Stored | None:
     """The current version, deleted ones included; for update it is locked until the transaction ends."""
-    sql = f"SELECT {_COLUMNS} FROM resource r WHERE r.resource_type = ? AND r.resource_id = ?{_locked(connection, for_update)}"
-    row = run(connection, sql, (resource_type, resource_id)).fetchone()
+    sql = f"SELECT {_COLUMNS} FROM resource r WHERE r.resource_type = ? AND r.resource_id = ?"
+    row = run(connection, sql + _locked(connection, for_update), (resource_type, resource_id)).fetchone()
     return _stored(row) if row else None
 
 
@@ -131,7 +133,7 @@ def _stored(row: Sequence[Any]) -> Stored:
 
 
 class Past(TypedDict, total=False):
-    """Which versions: of one resource, of a type, of several, or all; made since, or current at a moment of [lo, hi)."""
+    """Which versions: of one resource, of types, or all; made since, or current at some moment of [lo, hi)."""
 
     resource_type: str | None
     types: Sequence[str] | None
@@ -244,7 +246,7 @@ _NEW_ARRAYS = ", ".join(f"?::{kind}[]" for _, kind in _NEW)
 def _insert(connection: Connection, changes: Sequence[Change]) -> dict[tuple[str, str], int]:
     if not changes:
         return {}
-    rows = [(*_columns(change), change.natural_key) for change in changes]
+    rows: list[tuple[Any, ...]] = [(*_columns(change), change.natural_key) for change in changes]
     if is_sqlite(connection):
         first = (run(connection, "SELECT max(rid) FROM resource").fetchone()[0] or 0) + 1
         marks = ", ".join("?" * (len(_NEW) + 1))
@@ -293,7 +295,7 @@ def _supersede(connection: Connection, changes: Sequence[Change]) -> None:
             made = _supersede_each(connection, known, rows)
         else:
             made = _supersede_all(connection, known, rows)
-    except (psycopg.errors.UniqueViolation, sa.exc.IntegrityError) as error:
+    except (psycopg.errors.UniqueViolation, sqlite3.IntegrityError) as error:
         raise Conflict("another resource bears this natural key") from error
     if made < len(changes):
         raise Conflict(f"{_name(changes)} has been changed meanwhile")
@@ -477,7 +479,14 @@ def _engine(connection: Connection) -> plan.Engine:
     if not is_sqlite(connection):
         return plan.Engine(False, lambda _: True)
     sql = "SELECT EXISTS (SELECT 1 FROM indexdate INDEXED BY ix_date_apart WHERE param = ? AND apart)"
-    return plan.Engine(True, lambda number: bool(run(connection, sql, (number,)).fetchone()[0]))
+    known: dict[int, bool] = {}
+
+    def has_apart(number: int) -> bool:
+        if number not in known:
+            known[number] = bool(run(connection, sql, (number,)).fetchone()[0])
+        return known[number]
+
+    return plan.Engine(True, has_apart)
 
 
 def _fetch(connection: Connection, rids: Sequence[int]) -> dict[int, Any]:

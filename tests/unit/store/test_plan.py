@@ -65,7 +65,7 @@ class World:
     def holds(self, clause: Clause, one: One, query: Query) -> bool:
         return any(self.meets(condition, one, query) for condition in clause.any_of) is not clause.negated
 
-    def meets(self, condition: Condition, one: One, query: Query) -> bool:
+    def meets(self, condition: Condition, one: One, query: Query) -> bool:  # noqa: C901 - one line for each kind
         index = one.index
         match condition:
             case Ids(values):
@@ -302,7 +302,7 @@ def walked(store: Store, query: Query, size: int) -> list[int]:
 @pytest.mark.parametrize("part", range(4))
 def test_a_plan_finds_what_asking_every_resource_finds_in_the_same_order(store: Store, world: World, part: int) -> None:
     dice = random.Random(SEED + part)
-    for _ in range(150 if store.sqlite else 50):
+    for _ in range(120 if store.sqlite else 25):
         query = question(dice, dice.choice("AAB"))
         order = dice.choice(ORDERS)
         query = Query(query.resource_type, query.clauses, query.allowed, order, query.natural)

@@ -23,7 +23,7 @@ def upgrade() -> None:
     for table in ("indextoken", "indexreference", "indexdate", "indexstring"):
         op.drop_table(table)
     for table in ("resource", "resourceversion"):
-        op.execute(f"CREATE TABLE old_{table} AS SELECT * FROM {table}")
+        op.execute(f"CREATE TABLE old_{table} AS SELECT * FROM {table}")  # noqa: S608 - our own names
         op.drop_table(table)
     _rows()
     _index()
@@ -51,9 +51,11 @@ def _rows() -> None:
         sa.UniqueConstraint("resource_type", "resource_id", name="uq_resource_id"),
         sa.UniqueConstraint("natural_key", name="uq_resource_natural_key"),
     )
-    live = {"sqlite_where": LIVE, "postgresql_where": LIVE}
-    op.create_index("ix_resource_patient", "resource", ["resource_type", "patient_id", "sort", "rid"], **live)
-    op.create_index("ix_resource_sort", "resource", ["resource_type", "sort", "rid"], **live)
+    for name, columns in (
+        ("patient", ["resource_type", "patient_id", "sort", "rid"]),
+        ("sort", ["resource_type", "sort", "rid"]),
+    ):
+        op.create_index(f"ix_resource_{name}", "resource", columns, sqlite_where=LIVE, postgresql_where=LIVE)
     op.create_index("ix_resource_updated", "resource", ["resource_type", "updated", "rid", "deleted"])
     op.create_index("ix_resource_latest", "resource", ["updated", "rid"])
     op.create_table(
