@@ -72,6 +72,7 @@ def follow(client: httpx.Client, address: str | None) -> list[list[str]]:
     return pages
 
 
+@pytest.mark.requirement("S14", "S15", "S22")
 def test_the_newest_come_first_and_a_full_answer_has_its_total(seeded: Server) -> None:
     with seeded.client() as client:
         found = bundle(client, "/fhir/ImagingStudy?patient=p1&status=available")
@@ -81,6 +82,7 @@ def test_the_newest_come_first_and_a_full_answer_has_its_total(seeded: Server) -
     assert found["entry"][0]["fullUrl"] == "http://localhost:8080/fhir/ImagingStudy/s13"
 
 
+@pytest.mark.requirement("S21")
 def test_nothing_found_is_a_bundle_without_entry(seeded: Server) -> None:
     with seeded.client() as client:
         found = bundle(client, "/fhir/ImagingStudy?identifier=none")
@@ -88,6 +90,7 @@ def test_nothing_found_is_a_bundle_without_entry(seeded: Server) -> None:
     assert "entry" not in found
 
 
+@pytest.mark.requirement("S1")
 def test_a_posted_search_is_the_same_search(seeded: Server) -> None:
     with seeded.client() as client:
         got = client.get("/fhir/ImagingStudy?patient=p1&_count=2").json()
@@ -96,6 +99,7 @@ def test_a_posted_search_is_the_same_search(seeded: Server) -> None:
     assert got == posted == mixed
 
 
+@pytest.mark.requirement("S13")
 def test_count_zero_counts_and_a_huge_count_is_cut(seeded: Server) -> None:
     with seeded.client() as client:
         counted = bundle(client, "/fhir/ImagingStudy?_count=0")
@@ -103,6 +107,7 @@ def test_count_zero_counts_and_a_huge_count_is_cut(seeded: Server) -> None:
         assert len(ids(bundle(client, "/fhir/ImagingStudy?_count=999999999"))) == 5
 
 
+@pytest.mark.requirement("S16", "S15")
 def test_paging_shows_each_resource_once(seeded: Server) -> None:
     with seeded.client() as client:
         for order in ("-started", "started", "-_lastUpdated", "_lastUpdated"):
@@ -114,6 +119,7 @@ def test_paging_shows_each_resource_once(seeded: Server) -> None:
                 assert all(len(page) == count for page in pages[:-1])
 
 
+@pytest.mark.requirement("S16")
 def test_paging_beside_inserts_loses_and_repeats_nothing_that_was_there(seeded: Server) -> None:
     stop = threading.Event()
 
@@ -136,6 +142,7 @@ def test_paging_beside_inserts_loses_and_repeats_nothing_that_was_there(seeded: 
     assert len(set(pages)) == len(pages)
 
 
+@pytest.mark.requirement("S16")
 def test_a_page_belongs_to_its_search_and_its_caller(seeded: Server) -> None:
     seeded.callers["other"] = caller("system/*.rs", client_id="other")
     with seeded.client() as client, seeded.client("other") as other:
@@ -172,6 +179,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.requirement("S3", "S5", "S11")
 def test_what_is_not_understood_is_refused_by_name(client: httpx.Client) -> None:
     for query, named in REFUSED:
         answer = client.get(f"/fhir/ImagingStudy?{query}")
@@ -179,6 +187,7 @@ def test_what_is_not_understood_is_refused_by_name(client: httpx.Client) -> None
         assert (answer.status_code, told) == (400, [[f"http.{named}"]]), query
 
 
+@pytest.mark.requirement("S3")
 def test_a_misspelled_parameter_is_refused_with_what_was_meant_and_what_there_is(seeded: Server) -> None:
     with seeded.client() as client:
         told = client.get("/fhir/ImagingStudy?patinet=1").json()["issue"][0]["diagnostics"]
@@ -188,6 +197,7 @@ def test_a_misspelled_parameter_is_refused_with_what_was_meant_and_what_there_is
     assert posted.status_code == 400
 
 
+@pytest.mark.requirement("S3")
 def test_a_lenient_search_tells_what_it_ignored(seeded: Server) -> None:
     with seeded.client() as client:
         asked = "/fhir/ImagingStudy?patinet=1&patient=p1&started=foo"
@@ -204,6 +214,7 @@ def test_a_lenient_search_tells_what_it_ignored(seeded: Server) -> None:
     assert [issue["expression"] for issue in told["issue"]] == [["http.patinet"], ["http.started"]]
 
 
+@pytest.mark.requirement("S4", "S5", "S6", "S7", "S8", "S11", "S12", "S18")
 def test_every_stated_parameter_modifier_and_include_is_served(client: httpx.Client) -> None:
     """One by one for a type that has parameters of every kind, all of them together for the others."""
     for row in client.get("/fhir/metadata").json()["rest"][0]["resource"]:
@@ -236,12 +247,14 @@ def value(parameter: Parameter) -> str:
     return "$".join(map(value, parameter.components)) if parameter.components else VALUES[parameter.type]
 
 
+@pytest.mark.requirement("S15")
 def test_every_stated_parameter_sorts(client: httpx.Client) -> None:
     for name, parameter in offers()["Observation"].search.items():
         status = client.get(f"/fhir/Observation?_sort=-{name}").status_code
         assert status == (400 if parameter.type == "composite" else 200), name
 
 
+@pytest.mark.requirement("S12", "S22")
 def test_includes_are_marked_and_neither_counted_nor_repeated(seeded: Server) -> None:
     with seeded.client() as client:
         found = bundle(
@@ -252,6 +265,7 @@ def test_includes_are_marked_and_neither_counted_nor_repeated(seeded: Server) ->
         assert (ids(back), ids(back, "include")) == (["p2"], ["s21", "s22"])
 
 
+@pytest.mark.requirement("S7")
 def test_a_reference_by_our_own_address_is_the_same_reference(seeded: Server) -> None:
     whole = "http://localhost:8080/fhir/Patient/p2"
     with seeded.client() as client:
@@ -260,6 +274,14 @@ def test_a_reference_by_our_own_address_is_the_same_reference(seeded: Server) ->
 
 
 # --- what one resource says of another --------------------------------------------------------------------------
+
+
+META = {
+    "profile": ["http://p.example/a/b"],
+    "tag": [{"system": "urn:t", "code": "t"}],
+    "security": [{"system": "urn:s", "code": "R"}],
+    "source": "urn:source",
+}
 
 
 @pytest.fixture
@@ -271,7 +293,7 @@ def linked(seeded: Server) -> Server:
     put(
         seeded.store,
         patient("p1") | {"gender": "female", "identifier": [{"system": "urn:mrn", "value": "7"}]},
-        {"resourceType": "Organization", "id": "o1", "name": "Hospital"},
+        {"resourceType": "Organization", "id": "o1", "name": "Hôpital Nord", "meta": META},
         {"resourceType": "ServiceRequest", "id": "r1", "status": "active", "intent": "order", "identifier": [number]}
         | about,
         {"resourceType": "Observation", "id": "ob1", "status": "final", "valueQuantity": {"value": 120, **mercury}}
@@ -308,6 +330,14 @@ FOUND = [
     ("Observation?code-value-quantity=http://loinc.org|8480-6$ge120", ["ob1"]),
     ("Observation?code-value-quantity=8867-4$ge120", []),
     ("Patient?name=MUS&_id=p1,p2,p3&_sort=_id", ["p1", "p2"]),
+    ("Organization?name=hopital", ["o1"]),
+    ("Organization?name:contains=NORD", ["o1"]),
+    ("Organization?name=nord", []),
+    ("Organization?name:exact=Hôpital Nord", ["o1"]),
+    ("Organization?_tag=urn:t|t&_security=R&_source=urn:source&_profile=http://p.example/a/b", ["o1"]),
+    ("Organization?_profile:below=http://p.example/a", ["o1"]),
+    ("Organization?_profile=http://p.example/a", []),
+    ("Organization?_id=nobody", []),
     ("Patient?name:exact=muster", []),
     ("ImagingStudy?number-of-instances:missing=true&started=2024-01-11", ["s11"]),
     ("ImagingStudy?_lastUpdated=gt2020&_sort=-identifier", ["s22", "s21", "s13", "s12", "s11"]),
@@ -315,6 +345,7 @@ FOUND = [
 ]
 
 
+@pytest.mark.requirement("S4", "S5", "S8", "S9", "S10", "S11", "S15", "S18")
 def test_what_another_resource_says_finds(linked: Server) -> None:
     with linked.client() as client:
         for query, expected in FOUND:
@@ -322,6 +353,39 @@ def test_what_another_resource_says_finds(linked: Server) -> None:
             assert (ids(found), found["total"]) == (expected, len(expected)), query
 
 
+DATED = [
+    ("2024", {"short", "day"}),
+    ("2024-01", {"short", "day"}),
+    ("2024-01-15", {"day"}),
+    ("2024-01-15T12:00:00%2B01:00", set[str]()),
+    ("ne2024-01", {"open"}),
+    ("gt2024-01-15", {"short", "open"}),
+    ("ge2024-01-15", {"short", "day", "open"}),
+    ("lt2024-01-15", {"short"}),
+    ("le2024-01-15", {"short", "day"}),
+    ("sa2024-01-31", {"open"}),
+    ("eb2024-02", {"short", "day"}),
+    ("ap2024-01-12T10:00Z", {"short", "day", "open"}),
+]
+
+
+@pytest.mark.requirement("S6")
+def test_dates_are_compared_as_the_intervals_they_are(seeded: Server) -> None:
+    periods = {
+        "short": {"start": "2024-01-10", "end": "2024-01-20"},
+        "day": {"start": "2024-01-15", "end": "2024-01-15"},
+        "open": {"start": "2024-03-01T08:00:00Z"},
+    }
+    kept = {"resourceType": "Encounter", "status": "planned", "class": {"code": "AMB"}}
+    put(seeded.store, *({**kept, "id": name, "period": period} for name, period in periods.items()))
+    with seeded.client() as client:
+        for text, expected in DATED:
+            assert set(ids(bundle(client, f"/fhir/Encounter?date={text}"))) == expected, text
+        blank = bundle(client, "/fhir/Encounter?date=ge2024-03-01T10:00:00+02:00")
+        assert ids(blank) == ["open"]
+
+
+@pytest.mark.requirement("S12")
 def test_includes_go_on_from_what_was_included_when_told_to(linked: Server) -> None:
     endpoint = {"resourceType": "Endpoint", "id": "e1", "status": "active", "address": "http://x.example/dicom-web"}
     endpoint |= {"connectionType": {"code": "dicom-wado-rs"}, "payloadType": [{"text": "DICOM"}]}
@@ -340,6 +404,7 @@ def test_includes_go_on_from_what_was_included_when_told_to(linked: Server) -> N
         assert ids(narrow, "include") == []
 
 
+@pytest.mark.requirement("S12")
 def test_too_many_includes_are_cut_with_a_warning(seeded: Server, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(includes, "MAX_INCLUDED", 2)
     with seeded.client() as client:
@@ -353,6 +418,7 @@ def test_too_many_includes_are_cut_with_a_warning(seeded: Server, monkeypatch: p
 # --- totals, parts, several types -------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("S13", "S14")
 def test_a_total_is_told_when_it_is_known_or_asked_for(seeded: Server) -> None:
     with seeded.client() as client:
 
@@ -366,6 +432,7 @@ def test_a_total_is_told_when_it_is_known_or_asked_for(seeded: Server) -> None:
         assert link(bundle(client, "/fhir/ImagingStudy?_count=2"), "first")
 
 
+@pytest.mark.requirement("S17")
 def test_parts_of_resources_are_marked(seeded: Server) -> None:
     with seeded.client() as client:
         found = client.get("/fhir/ImagingStudy?_id=s11&_elements=started&_include=ImagingStudy:endpoint").json()
@@ -382,6 +449,7 @@ def test_parts_of_resources_are_marked(seeded: Server) -> None:
         assert (back.status_code, back.json()["issue"][0]["expression"]) == (422, ["ImagingStudy.meta.tag"])
 
 
+@pytest.mark.requirement("S2")
 def test_several_types_are_searched_together_the_last_updated_first(linked: Server) -> None:
     with linked.client() as client:
         found = bundle(client, "/fhir?_type=ServiceRequest,DiagnosticReport,Observation&patient=p1")
@@ -399,6 +467,7 @@ def test_several_types_are_searched_together_the_last_updated_first(linked: Serv
         assert client.get("/fhir?_type=Patient").status_code == 403
 
 
+@pytest.mark.requirement("S2", "S16")
 def test_a_page_of_several_types_goes_on_where_it_ended(linked: Server) -> None:
     with linked.client() as client:
         for order in ("", "&_sort=_lastUpdated"):
@@ -408,6 +477,7 @@ def test_a_page_of_several_types_goes_on_where_it_ended(linked: Server) -> None:
             assert len(whole) == len(set(whole)) == 8
 
 
+@pytest.mark.requirement("S2")
 def test_a_compartment_holds_what_belongs_to_its_centre(linked: Server) -> None:
     with linked.client() as client:
         assert ids(bundle(client, "/fhir/Patient/p1/ImagingStudy?modality=CT")) == ["s11"]
@@ -448,6 +518,7 @@ GRANTS = {
 }
 
 
+@pytest.mark.requirement("S20")
 def test_search_finds_and_read_allows_exactly_what_the_grant_covers(seeded: Server) -> None:
     for name, (access, allowed) in GRANTS.items():
         seeded.callers["it"] = access
@@ -463,6 +534,8 @@ def test_search_finds_and_read_allows_exactly_what_the_grant_covers(seeded: Serv
 def test_what_is_forbidden_and_what_is_not_there_look_the_same(seeded: Server) -> None:
     seeded.callers |= {"it": GRANTS["granular"][0], "wide": GRANTS["everything"][0]}
     with seeded.client("it") as client, seeded.client("wide") as wide:
+        # The request's own id stands in every outcome.
+        client.headers["X-Request-Id"] = "same"
         forbidden, unknown = client.get("/fhir/ImagingStudy/s21"), client.get("/fhir/ImagingStudy/none")
         assert (
             (forbidden.status_code, forbidden.content)
@@ -473,6 +546,7 @@ def test_what_is_forbidden_and_what_is_not_there_look_the_same(seeded: Server) -
         assert wide.get("/fhir/Patient/p1").status_code == wide.get("/fhir/Patient").status_code == 403
 
 
+@pytest.mark.requirement("S20")
 def test_another_patient_in_the_query_is_refused(seeded: Server) -> None:
     seeded.callers["it"] = caller("patient/*.rs", patient_id="p1")
     with seeded.client("it") as client:
@@ -488,6 +562,7 @@ def test_another_patient_in_the_query_is_refused(seeded: Server) -> None:
     assert [record.outcome for record in seeded.records[:4]] == ["denied"] * 4
 
 
+@pytest.mark.requirement("S20")
 def test_an_include_shows_nothing_that_may_not_be_read(seeded: Server) -> None:
     seeded.callers["it"] = caller("patient/ImagingStudy.rs patient/Endpoint.r", patient_id="p1")
     with seeded.client("it") as client:
@@ -495,6 +570,7 @@ def test_an_include_shows_nothing_that_may_not_be_read(seeded: Server) -> None:
         assert ids(found, "include") == ["e1"]
 
 
+@pytest.mark.requirement("S20")
 def test_nothing_is_learned_of_what_may_not_be_seen(linked: Server) -> None:
     linked.callers |= {
         "studies": caller("user/ImagingStudy.rs"),
@@ -519,6 +595,7 @@ def test_nothing_is_learned_of_what_may_not_be_seen(linked: Server) -> None:
         assert ids(bundle(client, f"/fhir/ImagingStudy?{probes[4]}")) == []
 
 
+@pytest.mark.requirement("S20")
 def test_another_patients_compartment_is_refused(linked: Server) -> None:
     linked.callers["it"] = caller("patient/*.rs", patient_id="p1")
     with linked.client("it") as client:

@@ -83,11 +83,13 @@ VALUES: list[tuple[str, str, Condition]] = [
 ]
 
 
+@pytest.mark.requirement("S4", "S5")
 @pytest.mark.parametrize(("kind", "query", "expected"), VALUES)
 def test_a_value_becomes_its_condition(kind: str, query: str, expected: Condition) -> None:
     assert only(kind, query) == (expected,)
 
 
+@pytest.mark.requirement("S9")
 def test_a_comma_means_or_and_repetition_means_and() -> None:
     clauses = read("ImagingStudy", "modality=CT,MR&modality=US").query.clauses
     assert clauses == (
@@ -111,6 +113,7 @@ def test_missing_asks_for_the_lack_of_a_value() -> None:
 # --- dates and numbers ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("S6")
 def test_a_date_is_the_interval_its_precision_implies() -> None:
     assert only("ImagingStudy", "started=2024-03") == (Date("started", "eq", day(2024, 3, 1), day(2024, 4, 1)),)
     for prefix in ("ne", "gt", "lt", "ge", "le", "sa", "eb"):
@@ -147,11 +150,13 @@ NUMBERS = [
 ]
 
 
+@pytest.mark.requirement("S8")
 @pytest.mark.parametrize(("text", "exact", "lo", "hi"), NUMBERS)
 def test_a_number_means_the_interval_that_its_digits_imply(text: str, exact: float, lo: float, hi: float) -> None:
     assert only("ImagingStudy", f"number-of-instances={text}") == (Number("number-of-instances", "eq", exact, lo, hi),)
 
 
+@pytest.mark.requirement("S8")
 def test_a_quantity_has_system_and_code_or_a_code_of_any_system() -> None:
     assert only("Observation", "value-quantity=gt5.4|http://unitsofmeasure.org|mg") == (
         Number("value-quantity", "gt", 5.4, 5.35, 5.45, "http://unitsofmeasure.org", "mg"),
@@ -166,6 +171,7 @@ def test_approximately_is_a_tenth_of_a_number() -> None:
     assert only("Observation", "value-quantity=ap50") == (Number("value-quantity", "ap", 50, 45, 55),)
 
 
+@pytest.mark.requirement("S8")
 def test_a_composite_folds_its_first_part_into_the_name() -> None:
     assert only("Observation", "code-value-quantity=8480-6$gt5.4") == (
         Number("code-value-quantity$8480-6", "gt", 5.4, 5.35, 5.45),
@@ -201,6 +207,7 @@ def test_a_reference_is_read_in_each_of_its_spellings(query: str, expected: Cond
     assert only("ImagingStudy", query) == (expected,)
 
 
+@pytest.mark.requirement("S10")
 def test_a_chain_asks_what_the_reference_leads_to() -> None:
     patient = Link("patient", on("Patient", Token("identifier", "s", "v")))
     assert only("ImagingStudy", "patient.identifier=s|v") == (patient,)
@@ -227,6 +234,7 @@ def test_imr_asks_for_the_parts_of_a_name_by_path() -> None:
     assert only("DiagnosticReport", "patient.name.family:exact=B") == only("DiagnosticReport", "patient.family:exact=B")
 
 
+@pytest.mark.requirement("S10")
 def test_has_asks_for_something_that_leads_here() -> None:
     final = on("DiagnosticReport", Token("status", None, "final"))
     assert only("ImagingStudy", "_has:DiagnosticReport:imaging-study:status=final") == (
@@ -367,6 +375,7 @@ REFUSED = [
 ]
 
 
+@pytest.mark.requirement("S3", "S5")
 @pytest.mark.parametrize(("query", "named"), REFUSED)
 def test_what_is_not_understood_is_refused_by_name(query: str, named: str) -> None:
     assert refused("ImagingStudy", query)[0] == f"http.{named}"

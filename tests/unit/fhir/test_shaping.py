@@ -35,6 +35,7 @@ def test_a_whole_resource_is_the_stored_bytes_themselves() -> None:
     assert shaping.shaped(BODY, STUDY, [("_summary", "false")]) is BODY
 
 
+@pytest.mark.requirement("S17", "S19")
 def test_a_summary_keeps_what_R4_calls_summary_and_drops_the_instances() -> None:
     found = shaped(("_summary", "true"))
     assert "instance" not in found["series"][0]
@@ -68,6 +69,7 @@ def test_elements_keep_mandatory_ones_modifiers_and_the_siblings_of_primitives()
     }
 
 
+@pytest.mark.requirement("S17", "S19")
 def test_a_part_of_an_element_keeps_what_the_element_cannot_do_without() -> None:
     found = shaped(("_elements", "series.number,series.instance.uid"))
     assert found["series"] == [
@@ -123,6 +125,7 @@ def test_a_shape_that_cannot_be_is_refused(criteria: list[tuple[str, str]]) -> N
         shaped(*criteria)
 
 
+@pytest.mark.requirement("S17")
 def test_a_part_cannot_be_stored_as_the_whole() -> None:
     part = orjson.loads(shaping.elements(BODY, STUDY, ["id"]))
     with pytest.raises(Unprocessable) as caught:
