@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 from app.access import SYSTEM
 from app.fhir import resources
 from app.settings import Settings
+from app.store import resources as rows
 from app.store.database import Store
 from app.workflow import orders, site
 
@@ -32,13 +33,15 @@ class Clinic:
         """Create or update as a client does, hooks included; the stored resource."""
 
         def work(connection: Connection) -> Json:
-            kind, before = resource["resourceType"], None
-            if "id" in resource:
-                before = resources.read(connection, kind, resource["id"])
-                body = orjson.dumps(resource)
-                stored, _ = resources.update(connection, kind, resource["id"], body, if_match=None, cause="test")
+            kind, draft = resource["resourceType"], resources.accepted(resource["resourceType"], orjson.dumps(resource))
+            known = rows.current(connection, kind, resource["id"], for_update=True) if "id" in resource else None
+            before = resources.loads(known.body) if known else None
+            if known:
+                change = resources.replaced(known, draft, cause="test")
             else:
-                stored = resources.create(connection, kind, orjson.dumps(resource), cause="test")
+                change = resources.created(kind, draft, cause="test", resource_id=resource.get("id"))
+            stored = rows.write(connection, [change])[0] if change else known
+            assert stored is not None
             now = resources.read(connection, kind, stored.resource_id)
             assert now is not None
             if kind == "ServiceRequest":

@@ -106,7 +106,7 @@ def test_a_viewer_that_may_store_images_may_not_write_their_study(clinic: Clinic
 def test_a_study_cannot_be_given_another_patient_or_another_study_instance_uid(clinic: Clinic) -> None:
     clinic.order()
     [study] = clinic.find("ImagingStudy")
-    guard_study(clinic, study | {"description": "CT"}, study)
+    guard_study(clinic, study | {"note": [{"text": "seen"}]}, study)
     with pytest.raises(Conflict):
         guard_study(clinic, study | {"subject": {"reference": f"Patient/{another_patient(clinic)}"}}, study)
     uid = {"system": "urn:dicom:uid", "value": "urn:oid:1.2.3"}
