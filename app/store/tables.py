@@ -440,6 +440,18 @@ class AssertionId(SQLModel, table=True):
 class AuditRow(SQLModel, table=True):
     """One neutral audit record; rendered as an AuditEvent when asked for."""
 
+    __table_args__ = (
+        sa.Index("ix_audit_time", "at", "id"),
+        sa.Index(
+            "ix_audit_patient",
+            "patient_id",
+            "at",
+            "id",
+            sqlite_where=sa.text("patient_id IS NOT NULL"),
+            postgresql_where=sa.text("patient_id IS NOT NULL"),
+        ),
+    )
+
     id: int | None = Field(default=None, primary_key=True, sa_type=BigSerial)
     at: int = Field(sa_type=sa.BigInteger)
     door: str
