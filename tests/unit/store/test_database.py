@@ -99,3 +99,55 @@ def test_the_migrations_make_exactly_the_declared_tables(store: Store) -> None:
     with store.engine.connect() as connection:
         context = MigrationContext.configure(connection)
         assert compare_metadata(context, counter.metadata) == []
+
+
+def test_submitted_work_is_durable_when_its_future_tells_so(store: Store) -> None:
+    futures = [
+        store.submit(
+            lambda connection, number=number: connection.execute(
+                insert(connection, counter).values(name=f"n{number}", value=number)
+            )
+        )
+        for number in range(20)
+    ]
+    for future in futures:
+        future.result(timeout=30)
+    with store.read() as connection:
+        assert connection.execute(sa.select(sa.func.count()).select_from(counter)).scalar_one() == 20
+
+
+def test_work_that_is_alone_and_fails_leaves_the_writer_ready(store: Store) -> None:
+    def fail(connection: sa.Connection) -> None:
+        connection.execute(insert(connection, counter).values(name="lost", value=1))
+        raise ValueError("no")
+
+    for _ in range(3):
+        with pytest.raises(ValueError, match="no"):
+            store.submit(fail).result(timeout=30)
+    store.transact(lambda connection: upsert(connection, counter, {"name": "kept", "value": 1}, keys=("name",)))
+    with store.read() as connection:
+        assert connection.execute(sa.select(counter.c.name)).scalars().all() == ["kept"]
+
+
+def test_a_read_within_a_read_and_one_that_ends_in_another_thread_disturb_nobody(store: Store) -> None:
+    with store.read() as outer:
+        assert outer.execute(sa.select(counter)).all() == []
+        with store.read() as inner:
+            assert inner.execute(sa.select(counter)).all() == []
+        assert outer.execute(sa.select(counter)).all() == []
+    reading = store.read()
+    connection = reading.__enter__()
+    threads = [threading.Thread(target=reading.__exit__, args=(None, None, None))]
+    assert connection.execute(sa.select(counter)).all() == []
+    for thread in threads:
+        thread.start()
+        thread.join()
+    with store.read() as again:
+        assert again.execute(sa.select(counter)).all() == []
+
+
+def test_a_reading_connection_to_sqlite_cannot_write(store: Store) -> None:
+    if not store.sqlite:
+        pytest.skip("PostgreSQL's reads stand for themselves")
+    with pytest.raises(sa.exc.OperationalError, match="readonly"), store.read() as connection:
+        connection.execute(counter.insert().values(name="no", value=1))
