@@ -8,10 +8,11 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from app.errors import UnsupportedMediaType
+from app.errors import NotAcceptable, UnsupportedMediaType
 from app.fhir import http, resources
 
 _CODE = re.compile(r"[a-z0-9!#$&^_.+\-]+/[a-z0-9!#$&^_.+\-]+")
+_RANGE = re.compile(rf"{_CODE.pattern}|[a-z]+/\*")
 _FHIR = re.compile(r"application/(fhir\+)?(json|xml)|text/(json|xml)|application/\*|\*/\*")
 
 
@@ -25,16 +26,17 @@ class Content:
 
 def content(body: bytes, headers: Mapping[str, str]) -> Content | None:
     """What a Binary holds, for a client whose Accept names its media type; None when it takes the FHIR form."""
+    wanted = {name for name, _ in http.ranges(headers.get("accept", ""))}
+    if not takes(headers) or any(_FHIR.fullmatch(name) for name in wanted):
+        return None
     resource = resources.loads(body)
     kind: str = resource.get("contentType", "")
-    wanted = [name for name, _ in http.ranges(headers.get("accept", "")) if name]
-    family = f"{kind.partition('/')[0]}/*"
-    if not wanted or any(_FHIR.fullmatch(name) for name in wanted) or not {kind, family} & set(wanted):
-        return None
+    if not {kind, f"{kind.partition('/')[0]}/*"} & wanted:
+        raise NotAcceptable(f"this Binary is {kind}")
     try:
         held = base64.b64decode(resource.get("data", ""))
-    except binascii.Error:
-        return None
+    except binascii.Error as error:
+        raise NotAcceptable("this Binary has no content that could be decoded") from error
     # A page that somebody stored must not run as one of ours.
     safe = {"Content-Disposition": "attachment", "Content-Security-Policy": "sandbox; default-src 'none'"}
     return Content(held, {"Content-Type": kind, "X-Content-Type-Options": "nosniff", **safe})
@@ -42,9 +44,8 @@ def content(body: bytes, headers: Mapping[str, str]) -> Content | None:
 
 def takes(headers: Mapping[str, str]) -> bool:
     """Whether Accept names a media type that only raw content can have."""
-    return any(
-        _CODE.fullmatch(name) and not _FHIR.fullmatch(name) for name, _ in http.ranges(headers.get("accept", ""))
-    )
+    names = [name for name, _ in http.ranges(headers.get("accept", ""))]
+    return any(_RANGE.fullmatch(name) and not _FHIR.fullmatch(name) for name in names)
 
 
 def wrapped(headers: Mapping[str, str], body: bytes, resource_id: str) -> bytes:

@@ -40,6 +40,7 @@ class Plan:
         return known.resource_id if known else self.call.resource_id
 
 
+_PARTS = ("_summary", "_elements")
 Planner = Callable[[Connection], Plan]
 Work = Callable[[Connection], Reply]
 
@@ -50,6 +51,7 @@ Work = Callable[[Connection], Reply]
 def read(call: Call, connection: Connection) -> Reply:
     """`GET [base]/[type]/[id]`."""
     call.permit("r")
+    require_no_criteria(call)
     if call.offer.kept == "audit":
         return audit_events.read(call, connection)
     return _shown(call, visible(call, connection))
@@ -58,6 +60,7 @@ def read(call: Call, connection: Connection) -> Reply:
 def vread(call: Call, connection: Connection) -> Reply:
     """`GET [base]/[type]/[id]/_history/[version]`: allowed who may read both this version and the current one."""
     call.permit("r")
+    require_no_criteria(call)
     current = _readable(call, connection)
     if current is None:
         raise _absent(call, "r", None)
@@ -98,6 +101,15 @@ def _absent(call: Call, verb: str, stored: Stored | None) -> IsocenterError:
     return Gone() if stored else NotFound()
 
 
+def require_no_criteria(call: Call) -> None:
+    """BadRequest for a parameter that one resource's interaction does not take: it was meant to change something."""
+    known = {*http.FORMATS, *(_PARTS if call.interaction in {"read", "vread"} else ())}
+    unknown = next((name for name, _ in call.criteria if name not in known), None)
+    if unknown is not None:
+        takes = ", ".join(sorted(known))
+        raise search.refusal(f"{call.interaction} has no parameter of that name; it has {takes}", unknown)
+
+
 def _shown(call: Call, stored: Stored) -> Reply:
     headers = http.version_headers(stored)
     if http.is_known(call.headers, stored):
@@ -117,6 +129,8 @@ def _address(call: Call, stored: Stored) -> str:
 
 def planner(call: Call) -> Planner:
     """What decides the call's write in its transaction; the body is judged here, before the transaction begins."""
+    if call.resource_id or call.interaction == "create":
+        require_no_criteria(call)
     return _PLANNERS[call.interaction](call)
 
 
