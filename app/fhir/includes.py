@@ -33,6 +33,8 @@ def included(connection: Connection, access: Access, search: Search, matches: Se
     Those that iterate also follow what was added, until there is nothing new.
     """
     found = Included()
+    if not search.include and not search.revinclude:
+        return found
     seen = {_pair(stored) for stored in matches}
     reached, forward, reverse = matches, search.include, search.revinclude
     while reached and (forward or reverse) and not found.is_cut:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 
 from sqlalchemy.engine import Connection
 
@@ -14,6 +15,7 @@ from app.fhir.calls import Call, Reply
 from app.fhir.conditions import refusal
 from app.fhir.registry import Offer, offers
 from app.fhir.search import FORMATS, Search
+from app.fhir.shaping import Shape
 from app.fhir.site import Site, here
 from app.store import resources as rows
 from app.store.query import Clause, Condition, Ids, Key, Place, Query, Target
@@ -200,17 +202,22 @@ def _total(connection: Connection, asked: _Asked, known: int | None) -> int | No
 
 
 def _entries(call: Call, wanted: Search, page: Sequence[Hit], added: includes.Included) -> list[bytes]:
-    shape, known = wanted.shape, offers()
-
-    def shown(found: Sequence[Stored], *, is_match: bool) -> Iterator[tuple[Stored, bytes]]:
-        for stored in found:
-            offer = known[stored.resource_type]
-            yield stored, shaping.cut(stored.body, offer, shape, is_match=is_match)
-
+    shown = _whole if wanted.shape.is_whole else partial(_in_part, wanted.shape)
+    matches = shown([hit.stored for hit in page], is_match=True)
     return [
-        *bundle.entries(call.door.base, shown([hit.stored for hit in page], is_match=True), "match"),
+        *bundle.entries(call.door.base, matches, "match"),
         *bundle.entries(call.door.base, shown(added.stored, is_match=False), "include"),
     ]
+
+
+def _whole(found: Sequence[Stored], *, is_match: bool) -> Iterable[tuple[Stored, bytes]]:  # noqa: ARG001 - as _in_part
+    return [(stored, stored.body) for stored in found]
+
+
+def _in_part(shape: Shape, found: Sequence[Stored], *, is_match: bool) -> Iterable[tuple[Stored, bytes]]:
+    known = offers()
+    for stored in found:
+        yield stored, shaping.cut(stored.body, known[stored.resource_type], shape, is_match=is_match)
 
 
 def _remarks(call: Call, wanted: Search, added: includes.Included) -> Iterator[bytes]:
