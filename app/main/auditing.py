@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
 import threading
 import time
 from collections import deque
 from itertools import islice
 
+import psycopg
 import structlog
 from sqlalchemy.exc import OperationalError
 
@@ -18,6 +20,8 @@ from app.store.database import Store, now
 
 log = structlog.get_logger(__name__)
 
+AWAY = (OperationalError, sqlite3.OperationalError, psycopg.OperationalError, Unavailable)
+"""The database does not answer now: what was to be written waits."""
 Noted = tuple[int, Record]
 """When it happened, in milliseconds, and what."""
 
@@ -94,19 +98,13 @@ class Auditor:
         while batch := self._batch():
             try:
                 self._write(batch)
-            except (OperationalError, Unavailable) as error:
+                failures = 0
+            except AWAY as error:
                 failures += 1
                 log.warning("audit trail not written", error=type(error).__name__, waiting=len(self._waiting))
                 if self._closed:
                     return
                 time.sleep(min(BACK_OFF, self._seconds * 2**failures))
-                continue
-            failures = 0
-            with self._lock:
-                for _ in batch:
-                    self._waiting.popleft()
-                self._done += len(batch)
-                self._room.notify_all()
 
     def _batch(self) -> list[Noted]:
         """The next records, which stay in the queue until they are durable; none when it is closed and empty."""
@@ -121,20 +119,30 @@ class Auditor:
     def _write(self, batch: list[Noted]) -> None:
         try:
             self._store.transact(lambda connection: audit_log.add_many(connection, batch))
-        except (OperationalError, Unavailable):
+        except AWAY:
             raise
         except Exception:  # noqa: BLE001 - one record that cannot be stored must not keep the others out
             self._singly(batch)
+        else:
+            self._finished(len(batch))
 
     def _singly(self, batch: list[Noted]) -> None:
         for one in batch:
             try:
                 self._store.transact(lambda connection, one=one: audit_log.add_many(connection, [one]))
-            except (OperationalError, Unavailable):
+            except AWAY:
                 raise
             except Exception as error:  # noqa: BLE001 - as above
                 record = one[1]
                 log.warning("audit record refused", door=record.door, action=record.action, error=type(error).__name__)
+            self._finished(1)
+
+    def _finished(self, count: int) -> None:
+        with self._lock:
+            for _ in range(count):
+                self._waiting.popleft()
+            self._done += count
+            self._room.notify_all()
 
 
 def _in_event_loop() -> bool:
