@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import binascii
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from email.utils import format_datetime
@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl
 
 import msgspec
 
-from app.errors import BadRequest, IsocenterError, Issue, TooLarge
+from app.errors import BadRequest, IsocenterError, Issue, TooLarge, Unprocessable
 from app.fhir import routing, validation
 from app.fhir.calls import Call
 from app.fhir.resources import Draft
@@ -51,6 +51,8 @@ class Entry:
     full_url: str = ""
     issues: tuple[Issue, ...] = ()
     """Why it cannot be carried out, known before anything is looked up."""
+    is_malformed: bool = False
+    """Whether it is no interaction at all."""
 
     @property
     def is_read(self) -> bool:
@@ -98,6 +100,14 @@ def read(outer: Call) -> Entries:
     return Entries(kind, entries, tuple(faults.get(-1, ())))
 
 
+def refusal(found: Sequence[Entry]) -> BadRequest | Unprocessable | None:
+    """All that is wrong with these entries; None when nothing is."""
+    issues = tuple(issue for entry in found for issue in entry.issues)
+    if not issues:
+        return None
+    return (BadRequest if any(entry.is_malformed for entry in found) else Unprocessable)(issues=issues)
+
+
 def place(index: int) -> str:
     """The FHIRPath of an entry."""
     return f"Bundle.entry[{index}]"
@@ -136,7 +146,7 @@ def _entry(outer: Call, index: int, row: tuple[Json, bytes], faults: list[Issue]
         told = _told(error, index)
         known = {issue.expression for issue in told}
         issues = (*told, *(issue for issue in faults if issue.expression not in known))
-        return Entry(index, _call(outer, Route(""), (), {}), url, issues)
+        return Entry(index, _call(outer, Route(""), (), {}), url, issues, is_malformed=True)
     headers = dict(_headers(outer, request))
     call = _call(outer, route, criteria, headers)
     if faults:
@@ -144,7 +154,7 @@ def _entry(outer: Call, index: int, row: tuple[Json, bytes], faults: list[Issue]
     try:
         return Entry(index, _filled(call, resource, body), url)
     except BadRequest as error:
-        return Entry(index, call, url, _told(error, index))
+        return Entry(index, call, url, _told(error, index), is_malformed=True)
 
 
 def _told(error: BadRequest, index: int) -> tuple[Issue, ...]:

@@ -83,12 +83,9 @@ def batch(outer: Call, found: Sequence[Entry]) -> list[Answer]:
 
 def _refusal(entry: Entry, addresses: set[str]) -> IsocenterError | None:
     """Why an entry of a batch is not carried out at all."""
-    if entry.issues:
-        is_malformed = any(".request" in (issue.expression or "") for issue in entry.issues)
-        return (BadRequest if is_malformed else Unprocessable)(issues=entry.issues)
-    draft = entry.call.draft
-    if draft is None:
-        return None
+    draft, refusal = entry.call.draft, entries.refusal([entry])
+    if refusal is not None or draft is None:
+        return refusal
     expression = f"{entry.expression}.resource"
     if _names_one(draft, addresses - {entry.full_url}):
         sentence = "the entries of a batch cannot refer to each other: send a transaction"
@@ -196,10 +193,9 @@ class Run:
 def transaction(outer: Call, found: Sequence[Entry]) -> list[Answer]:
     """All entries or none."""
     _permit(found)
-    issues = [issue for entry in found for issue in entry.issues]
-    if issues:
-        is_malformed = any(".request" in (issue.expression or "") for issue in issues)
-        raise (BadRequest if is_malformed else Unprocessable)(issues=tuple(issues))
+    refusal = entries.refusal(found)
+    if refusal is not None:
+        raise refusal
     if all(entry.is_read for entry in found):
         with outer.door.store.read(seconds=READ_SECONDS) as connection:
             answers = {entry.index: _read_named(entry, connection) for entry in found}
@@ -340,7 +336,9 @@ def _find_updated(running: Run, step: Step) -> None:
         raise Conflict("the criteria match nothing, and the id of the body is another resource's")
     identity = found.resource_id if found else given or str(uuid.uuid4())
     _claim(running, step, (call.resource_type, identity))
-    step.call = replace(call, resource_id=identity, draft=Draft({**draft.resource, "id": identity}, draft.body))
+    step.call = replace(
+        call, resource_id=identity, criteria=(), draft=Draft({**draft.resource, "id": identity}, draft.body)
+    )
 
 
 def _match(running: Run, step: Step, criteria: Sequence[tuple[str, str]]) -> Stored | None:
