@@ -342,7 +342,10 @@ def _best(ask: _Ask) -> int:
 
 def _led(ask: _Ask, leader: Clause | None, clauses: tuple[Clause, ...]) -> list[_Branch]:
     rank = _clause_rank(ask, leader)
-    bounds = rank >= _TARGET and any(_bounds(ask.query.natural, clause) for clause in clauses)
+    # One branch more is worth it where many rows may be left out; without it the bounds cost nothing.
+    bounds = rank >= (_TARGET if ask.apart else _OWNER) and any(
+        _bounds(ask.query.natural, clause) for clause in clauses
+    )
     rest = tuple(clause for clause in clauses if clause is not leader)
     if leader is None:
         sources = [_scan(ask, clauses)]

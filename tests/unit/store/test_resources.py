@@ -318,7 +318,7 @@ def together(number: int, act: Callable[[int], object]) -> None:
         start.wait()
         try:
             act(which)
-        except BaseException as error:
+        except Exception as error:  # noqa: BLE001 - told at the end
             failures.append(error)
 
     threads = [threading.Thread(target=run_one, args=(which,)) for which in range(number)]
