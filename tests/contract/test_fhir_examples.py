@@ -66,3 +66,16 @@ def test_each_defect_is_refused_with_its_place_and_nothing_of_it_is_kept(client:
 
 def told(answer: httpx.Response) -> list[tuple[Any, Any]]:
     return [(issue["code"], issue.get("expression")) for issue in json.loads(answer.content)["issue"]]
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_batch_with_too_many_faults_to_tell_is_refused_whole(client: httpx.Client) -> None:
+    """What was not judged to the end must not be kept."""
+    request = {"method": "POST", "url": "Patient"}
+    faulty = {"resourceType": "Patient", "name": [{}] * 1001}
+    unjudged = {"resourceType": "Patient", "gender": "m"}
+    entries = [{"resource": one, "request": request} for one in (faulty, unjudged)]
+    bundle = {"resourceType": "Bundle", "type": "batch", "entry": entries}
+    answer = client.post("/fhir", content=json.dumps(bundle).encode(), headers=FHIR_JSON)
+    assert answer.status_code == 422
+    assert client.get("/fhir/Patient", params={"_summary": "count"}).json()["total"] == 0
