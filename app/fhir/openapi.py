@@ -75,7 +75,7 @@ _VALUES: Mapping[str, str] = {
     "quantity": r"^(eq|ne|gt|lt|ge|le|sa|eb|ap)?[+\-]?\d.*$",
     "composite": r"^.+\$.+$",
 }
-_CONTROLS: Mapping[str, Json] = {
+CONTROLS: Mapping[str, Json] = {
     "_count": {"type": "integer", "minimum": 0},
     "_sort": {"type": "string", "minLength": 1},
     "_total": {"enum": ["none", "estimate", "accurate"]},
@@ -84,13 +84,13 @@ _CONTROLS: Mapping[str, Json] = {
     "_include": {"type": "array", "items": {"type": "string", "minLength": 1}},
     "_revinclude": {"type": "array", "items": {"type": "string", "minLength": 1}},
 }
-_FORM: Mapping[str, Json] = {"_format": {"enum": ["json", MEDIA_TYPE]}, "_pretty": {"enum": ["true", "false"]}}
+FORM: Mapping[str, Json] = {"_format": {"enum": ["json", MEDIA_TYPE]}, "_pretty": {"enum": ["true", "false"]}}
 _HISTORY: Mapping[str, Json] = {
     "_count": {"type": "integer", "minimum": 0},
     "_since": {"type": "string", "format": "date-time"},
     "_at": {"type": "string", "pattern": _VALUES["date"]},
 }
-_HEADERS: Mapping[str, Json] = {
+HEADERS: Mapping[str, Json] = {
     "If-Match": {"type": "string", "pattern": r'^W/"\d{1,9}"$'},
     "If-None-Match": {"type": "string", "pattern": r'^W/"\d{1,9}"$'},
     "If-None-Exist": {"type": "string", "minLength": 1},
@@ -170,22 +170,22 @@ def _row(one: Offer, parameter: Parameter) -> Json:
 
 def _base() -> Iterator[tuple[str, Json]]:
     """What is offered at the base itself."""
-    told = _operation(("server", "capabilities", "What the server offers"), ["mode", *_FORM])
+    told = _operation(("server", "capabilities", "What the server offers"), ["mode", *FORM])
     answers = _answers(200, "CapabilityStatement", (400, 406))
     yield "/metadata", {"get": {**told, "security": [], "responses": answers}}
     common = [f"Resource.{name}" for name, _ in capability.common()]
-    query = ["_type", *common, *_CONTROLS]
-    several = _operation(("server", "bundle", "A batch or a transaction"), _FORM, errors=_WRITES)
+    query = ["_type", *common, *CONTROLS]
+    several = _operation(("server", "bundle", "A batch or a transaction"), FORM, errors=_WRITES)
     yield (
         "/",
         {
-            "get": _operation(("server", "search-system", "Search several types"), [*query, *_FORM]),
+            "get": _operation(("server", "search-system", "Search several types"), [*query, *FORM]),
             "post": {**several, "requestBody": _body("Bundle")},
         },
     )
-    form = _operation(("server", "search-system-form", "Search several types by a form"), _FORM, errors=(*_READS, 415))
+    form = _operation(("server", "search-system-form", "Search several types by a form"), FORM, errors=(*_READS, 415))
     yield "/_search", {"post": {**form, "requestBody": _form(query)}}
-    yield "/_history", {"get": _operation(("server", "history-system", "All versions"), [*_HISTORY, *_FORM])}
+    yield "/_history", {"get": _operation(("server", "history-system", "All versions"), [*_HISTORY, *FORM])}
 
 
 def _paths(one: Offer) -> Iterator[tuple[str, Json]]:
@@ -200,11 +200,11 @@ def _paths(one: Offer) -> Iterator[tuple[str, Json]]:
         past = _history(one, "history-instance", "All versions of the resource")
         yield f"/{name}/{{id}}/_history", {"parameters": [_ref("id")], "get": past}
     if "vread" in served:
-        old = _operation((name, f"vread-{name}", "One version"), _FORM, answer=name, errors=(*_READS, 410))
+        old = _operation((name, f"vread-{name}", "One version"), FORM, answer=name, errors=(*_READS, 410))
         yield f"/{name}/{{id}}/_history/{{version}}", {"parameters": [_ref("id"), _ref("version")], "get": old}
     if name in definitions.read("compartments.json"):
         about = (name, f"search-compartment-{name}", f"What belongs to the {name}, of one type or of all")
-        inside = _operation(about, [*_CONTROLS, *_FORM])
+        inside = _operation(about, [*CONTROLS, *FORM])
         yield f"/{name}/{{id}}/{{type}}", {"parameters": [_ref("id"), _ref("type")], "get": inside}
 
 
@@ -236,12 +236,12 @@ def _typed(one: Offer, code: str, condition: bool) -> Json:
 
 
 def _searching(one: Offer) -> list[str]:
-    return [*_criteria(one), *_CONTROLS, *_FORM, "Prefer"]
+    return [*_criteria(one), *CONTROLS, *FORM, "Prefer"]
 
 
 def _read(one: Offer) -> Json:
     name = one.resource_type
-    query = ["_summary", "_elements", *_FORM, "If-None-Match"]
+    query = ["_summary", "_elements", *FORM, "If-None-Match"]
     made = _operation((name, f"read-{name}", _WORDS["read"]), query, answer=name, errors=(*_READS, 410))
     made["responses"]["304"] = {"description": "Unchanged"}
     return made
@@ -255,7 +255,7 @@ def _write(one: Offer, code: str, is_condition: bool) -> Json:
         if is_condition
         else (name, f"{code}-{name}", _WORDS[code])
     )
-    made = _operation(about, [*criteria, *_FORM, *_HEADERS_OF[code]], answer=name, errors=_WRITES)
+    made = _operation(about, [*criteria, *FORM, *_HEADERS_OF[code]], answer=name, errors=_WRITES)
     if code == "delete":
         made["responses"] = {"204": {"description": "Deleted, or gone already"}, **_answers(None, "", _WRITES)}
         return made
@@ -274,13 +274,13 @@ _HEADERS_OF = {
 
 def _history(one: Offer, code: str, summary: str) -> Json:
     name = one.resource_type
-    return _operation((name, f"{code}-{name}", summary), [*_HISTORY, *_FORM])
+    return _operation((name, f"{code}-{name}", summary), [*_HISTORY, *FORM])
 
 
 def _search_form(one: Offer) -> Json:
     name = one.resource_type
-    made = _operation((name, f"search-form-{name}", "Search by a form"), _FORM, errors=(*_READS, 415))
-    return {**made, "requestBody": _form([*_criteria(one), *_CONTROLS])}
+    made = _operation((name, f"search-form-{name}", "Search by a form"), FORM, errors=(*_READS, 415))
+    return {**made, "requestBody": _form([*_criteria(one), *CONTROLS])}
 
 
 def _operation(
@@ -360,7 +360,7 @@ def _parameters() -> Json:
         "_type": {"name": "_type", "in": "query", "schema": {"enum": list(offers())}},
         "mode": {"name": "mode", "in": "query", "schema": {"enum": ["full", "normative", "terminology"]}},
     }
-    for rows, place in ((_HISTORY, "query"), (_CONTROLS, "query"), (_FORM, "query"), (_HEADERS, "header")):
+    for rows, place in ((_HISTORY, "query"), (CONTROLS, "query"), (FORM, "query"), (HEADERS, "header")):
         found |= {name: {"name": name, "in": place, "schema": schema} for name, schema in rows.items()}
     for name, row in capability.common():
         found[f"Resource.{name}"] = _parameter(name, row["type"], "")
