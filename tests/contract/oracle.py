@@ -48,6 +48,7 @@ _OPEN = 2**62
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
+@cache
 def parameters(kind: str) -> dict[str, Json]:
     """Every parameter of a type that has an expression, by name."""
     shared = {name: HL7["Resource"][name] for name in SHARED}
@@ -298,6 +299,7 @@ class Oracle:
     resources: dict[str, Json]
     """By "Type/id"."""
     known: dict[tuple[str, str], list[Any]] = field(default_factory=dict)
+    used: dict[str, list[str]] = field(default_factory=dict)
 
     def of(self, kind: str) -> list[str]:
         return [name for name, one in self.resources.items() if one["resourceType"] == kind]
@@ -309,6 +311,14 @@ class Oracle:
             expression = parameters(resource["resourceType"])[parameter]["expression"]
             self.known[name, parameter] = values(resource, expression)
         return self.known[name, parameter]
+
+    def named(self, kind: str) -> list[str]:
+        """Parameters of a type that some resource has a value for."""
+        if kind not in self.used:
+            self.used[kind] = [
+                name for name in parameters(kind) if any(self.held(resource, name) for resource in self.of(kind))
+            ]
+        return self.used[kind]
 
     def local(self, value: Any) -> str | None:
         """ "Type/id" of a reference to this server."""
@@ -423,7 +433,8 @@ class Oracle:
         for value in self.held(name, parameter):
             match facts["type"]:
                 case "date":
-                    found += [lo for lo, _ in spans(value)]
+                    # A period without a start is as good as undated.
+                    found += [lo for lo, _ in spans(value) if lo > -_OPEN]
                 case "string":
                     found += [fold(one) for one in strings(value)]
                 case "token":
