@@ -184,3 +184,26 @@ def test_the_published_statement_is_what_is_served(server: Server, golden: Any) 
     assert session == capability.statement(server.settings, read_only=True)
     found["software"].pop("version")
     golden("capability-statement.json", found)
+
+
+@pytest.mark.requirement("P1")
+def test_the_provenance_of_anything_comes_along(server: Server) -> None:
+    with server.client() as client:
+        kinds = [row["type"] for row in stated(client) if "Provenance:target" in row.get("searchRevInclude", ())]
+        assert {"Patient", "ImagingStudy", "DiagnosticReport", "ServiceRequest", "Observation"} <= set(kinds)
+        found = {kind: client.get(f"/fhir/{kind}?_count=1").json().get("entry") for kind in kinds}
+        targets = [f"{kind}/{entries[0]['resource']['id']}" for kind, entries in found.items() if entries]
+        assert len(targets) > 25
+        told = {
+            "resourceType": "Provenance",
+            "target": [{"reference": target} for target in targets],
+            "recorded": "2026-03-01T10:00:00Z",
+            "agent": [{"who": {"display": "the test"}}],
+        }
+        headers = {"Content-Type": "application/fhir+json"}
+        created = client.post("/fhir/Provenance", content=orjson.dumps(told), headers=headers)
+        assert created.status_code == 201, created.text
+        for target in targets:
+            kind, _, resource_id = target.partition("/")
+            answer = client.get(f"/fhir/{kind}?_id={resource_id}&_revinclude=Provenance:target").json()
+            assert created.json()["id"] in {entry["resource"]["id"] for entry in answer["entry"]}, target

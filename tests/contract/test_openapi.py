@@ -7,7 +7,9 @@ from collections.abc import Iterator
 from typing import Any
 
 import httpx
+import hypothesis
 import pytest
+import schemathesis
 
 from app.fhir import capability, openapi
 from app.fhir.registry import offers
@@ -148,3 +150,39 @@ def test_neither_is_there_in_a_viewer_session_nor_for_other_methods(server: Serv
 
 def tried(client: httpx.Client, method: str, base: str) -> set[int]:
     return {client.request(method, f"{base}/{page}").status_code for page in ("openapi.json", "api")}
+
+
+KINDS = ("Patient", "ImagingStudy", "Observation", "Binary", "SearchParameter")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_whatever_the_document_allows_is_answered_as_it_says(server: Server, document: Json) -> None:
+    answered = 0
+
+    def judge(operation: Any) -> None:
+        @hypothesis.given(case=operation.as_strategy())
+        @hypothesis.settings(
+            max_examples=4,
+            deadline=None,
+            database=None,
+            derandomize=True,
+            phases=[hypothesis.Phase.generate],
+            suppress_health_check=list(hypothesis.HealthCheck),
+        )
+        def ask(case: Any) -> None:
+            nonlocal answered
+            answer = case.call(base_url=f"{server.url}/fhir", headers={"Authorization": "Bearer all"})
+            where = f"{operation.method} {operation.path}: {answer.status_code} {answer.text[:300]}"
+            assert answer.status_code < 500, where
+            assert str(answer.status_code) in operation.definition.raw["responses"], where
+            answered += 1
+
+        ask()
+
+    for found in schemathesis.openapi.from_dict(document).get_all_operations():
+        operation = found.ok()
+        kind = operation.path.split("/")[1]
+        if kind in KINDS or kind not in offers():
+            judge(operation)
+    assert answered > 100
