@@ -113,7 +113,9 @@ def facts_in(resource_type: str, resource_id: str | None, found: Index) -> Facts
     """The same, of a resource whose index is known."""
     values: dict[str, set[Value]] = {}
     for name, system, value in found.tokens | found.references:
-        values.setdefault(name, set()).add((system, value))
+        # Rows beside a parameter's own, such as `subject:identifier`, are no parameters a scope may name.
+        if ":" not in name and "$" not in name:
+            values.setdefault(name, set()).add((system, value))
     uids = values.get("identifier", set()) if resource_type == "ImagingStudy" else set[Value]()
     return Facts(
         resource_id=resource_id,
