@@ -47,13 +47,14 @@ class Addresses:
         restful = _RESTFUL.fullmatch(full_url)
         base = restful["base"] if restful else self.base
 
+        known = self.found
+
         def picked(name: str, text: str) -> str | None:
-            found = self.found.get(text)
-            if found is not None:
-                return found
+            # Nearly all texts are no link: they must cost nothing.
+            if text in known:
+                return known[text]
             if name == "div":
                 return self._narrative(text, base)
-            # Nearly all texts are neither: they must cost nothing.
             return self._meant(text, base) if name == "reference" or "#" in text or "|" in text else None
 
         return picked
@@ -164,6 +165,8 @@ def _is_link(path: tuple[str, ...]) -> bool:
 def _kinds(structure: str) -> Mapping[str, str]:
     """The types of a structure's elements by their names in JSON."""
     found: dict[str, str] = {}
+    if structure not in definitions.read("structures.json"):
+        return found
     for element in definitions.elements(structure):
         for kind in element.kinds:
             suffix = kind.name[0].upper() + kind.name[1:] if element.choice else ""

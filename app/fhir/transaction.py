@@ -169,13 +169,16 @@ class Step:
     call: Call
     plan: Plan | None = None
     conditions: tuple[str, ...] = ()
+    new_id: str = ""
+    """That of a resource to be created: known before it is planned, so that others can refer to it."""
 
     @property
     def identity(self) -> Identity | None:
         """What it is about, as soon as that is known."""
         if self.plan is not None and self.plan.stored is not None:
             return self.plan.stored.resource_type, self.plan.stored.resource_id
-        return (self.call.resource_type, self.call.resource_id) if self.call.resource_id else None
+        resource_id = self.new_id or self.call.resource_id
+        return (self.call.resource_type, resource_id) if resource_id else None
 
 
 @dataclass(slots=True)
@@ -313,8 +316,7 @@ def _find(running: Run, step: Step) -> None:
         if found is not None:
             step.plan = Plan(call, 200, stored=found)
             return
-        headers = {name: value for name, value in call.headers.items() if name != "if-none-exist"}
-        step.call = replace(call, resource_id=str(uuid.uuid4()), headers=headers)
+        step.new_id = str(uuid.uuid4())
     elif call.interaction == "update" and not call.resource_id:
         _find_updated(running, step)
 
@@ -407,18 +409,18 @@ def _write(running: Run, steps: Sequence[Step], addresses: Mapping[str, str]) ->
 
 
 def _linked(step: Step, known: Addresses) -> Call:
-    call, draft = step.call, step.call.draft
-    if not known.found:
-        return call
-    pick = known.pick(step.entry.full_url)
-    if draft is not None:
-        body, resource = links.rewritten(draft.body, draft.resource, pick)
-        if call.interaction == "patch":
-            return replace(call, body=body)
-        return replace(call, draft=Draft(resource, body)) if body is not draft.body else call
+    """The call with its links rewritten; of a create also with its new id, and without the condition that was met."""
+    call, draft, pick = step.call, step.call.draft, known.pick(step.entry.full_url)
+    if draft is None:
+        return replace(call, body=links.listed(call.body, pick)) if call.interaction == "patch" else call
+    body, resource = links.rewritten(draft.body, draft.resource, pick) if known.found else (draft.body, draft.resource)
     if call.interaction == "patch":
-        return replace(call, body=links.listed(call.body, pick))
-    return call
+        return replace(call, body=body)
+    linked = draft if body is draft.body else Draft(resource, body)
+    if not step.new_id:
+        return replace(call, draft=linked)
+    headers = {name: value for name, value in call.headers.items() if name != "if-none-exist"}
+    return replace(call, resource_id=step.new_id, headers=headers, draft=linked)
 
 
 def _conclude(running: Run) -> None:
