@@ -96,6 +96,7 @@ def found(client: httpx.Client, query: str = "", size: int = 1000) -> list[Json]
 # --- the events ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("P2")
 @pytest.mark.usefixtures("trail")
 def test_every_record_is_a_valid_event_with_the_newest_first(client: httpx.Client) -> None:
     events = found(client)

@@ -104,6 +104,7 @@ def put(client: httpx.Client, resource: Row) -> None:
 # --- links -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("T1")
 def test_links_of_every_kind_lead_to_what_was_stored(client: httpx.Client) -> None:
     who, what, file, place = urn(), urn(), urn(), urn()
     div = f"""<div xmlns="http://www.w3.org/1999/xhtml"><a href="{who}">x</a><a href='{file}#p'>y</a></div>"""
@@ -158,6 +159,7 @@ def test_links_of_every_kind_lead_to_what_was_stored(client: httpx.Client) -> No
     assert total(client, f"Observation?subject={pat}") == 1
 
 
+@pytest.mark.requirement("T1")
 def test_cycles_relative_and_absolute_addresses_are_followed(client: httpx.Client) -> None:
     left, right = urn(), urn()
     foreign = "http://elsewhere.example.org/fhir"
@@ -216,6 +218,7 @@ def test_a_link_to_no_entry_is_refused(client: httpx.Client) -> None:
 # --- order and identity ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("T2")
 def test_entries_are_processed_in_the_order_of_the_standard_and_answered_in_their_own(client: httpx.Client) -> None:
     put(client, patient("1", id="a", active=True))
     put(client, patient("2", id="b", active=True))
@@ -262,6 +265,7 @@ def test_a_json_patch_comes_in_a_binary_and_may_have_links(client: httpx.Client)
     assert client.get("/fhir/Observation/o").json()["subject"]["reference"] == where(rows[1])
 
 
+@pytest.mark.requirement("T2")
 @pytest.mark.parametrize(
     "rows",
     [
@@ -285,6 +289,7 @@ def test_one_resource_may_not_be_written_twice(client: httpx.Client, rows: list[
 # --- all or nothing --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("T3")
 def test_all_faults_are_told_with_their_entries_and_nothing_is_kept(client: httpx.Client) -> None:
     answer = send(
         client,
@@ -331,6 +336,7 @@ BAD: dict[str, tuple[Row, int, str]] = {
 }
 
 
+@pytest.mark.requirement("T3")
 def test_one_bad_entry_undoes_the_whole_and_is_named(client: httpx.Client) -> None:
     put(client, patient("1", id="a"))
     put(client, observation("Patient/a", id="o"))
@@ -345,6 +351,7 @@ def test_one_bad_entry_undoes_the_whole_and_is_named(client: httpx.Client) -> No
     assert total(client, "Patient?identifier=new") == 0
 
 
+@pytest.mark.requirement("T8")
 def test_other_bundles_and_what_is_none_are_refused_with_a_sentence(client: httpx.Client) -> None:
     for kind in ("document", "collection", "searchset", "history", "message", "batch-response", "nonsense", None):
         answer = client.post("/fhir", json={"resourceType": "Bundle", "type": kind})
@@ -365,6 +372,7 @@ def test_an_empty_transaction_does_nothing(client: httpx.Client) -> None:
 # --- conditions ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.requirement("T4")
 def test_what_exists_already_is_linked_to_and_not_made_again(client: httpx.Client) -> None:
     put(client, patient("1", id="a"))
     who = urn()
@@ -380,6 +388,7 @@ def test_what_exists_already_is_linked_to_and_not_made_again(client: httpx.Clien
     assert total(client, "Patient") == 1
 
 
+@pytest.mark.requirement("T4")
 def test_a_conditional_update_can_be_linked_to(client: httpx.Client) -> None:
     put(client, patient("1", id="a"))
     known, new, named = urn(), urn(), urn()
@@ -399,6 +408,7 @@ def test_a_conditional_update_can_be_linked_to(client: httpx.Client) -> None:
     assert client.get("/fhir/Patient/a").json()["active"] is True
 
 
+@pytest.mark.requirement("T4")
 def test_a_conditional_reference_finds_what_was_there_and_what_comes_along(client: httpx.Client) -> None:
     put(client, patient("1", id="a"))
     rows = done(
@@ -412,6 +422,7 @@ def test_a_conditional_reference_finds_what_was_there_and_what_comes_along(clien
     assert (kept["subject"]["reference"], kept["performer"][0]["reference"]) == ("Patient/a", where(rows[1]))
 
 
+@pytest.mark.requirement("T6")
 def test_conditional_deletes_and_patches_work_in_entries(client: httpx.Client) -> None:
     put(client, patient("1", id="a"))
     put(client, patient("2", id="b"))
@@ -453,6 +464,7 @@ def test_prefer_says_what_the_entries_show(client: httpx.Client) -> None:
         assert ("resource" in row, "outcome" in row["response"]) == (has_resource, has_outcome), prefer
 
 
+@pytest.mark.requirement("T5")
 def test_the_entries_of_a_batch_are_independent(client: httpx.Client) -> None:
     put(client, patient("1", id="a"))
     rows = done(
@@ -500,6 +512,7 @@ def many(count: int) -> list[Row]:
     return [post(patient("many"), who), *(post(observation(who)) for _ in range(count - 1))]
 
 
+@pytest.mark.requirement("T7")
 def test_many_entries_succeed_together(client: httpx.Client) -> None:
     rows = done(client, *many(MANY))
     assert set(statuses(rows)) == {"201"}
@@ -511,6 +524,7 @@ def test_many_entries_succeed_together(client: httpx.Client) -> None:
     assert {row["response"]["etag"] for row in changed} == {'W/"2"'}
 
 
+@pytest.mark.requirement("T7")
 def test_of_many_entries_with_one_bad_none_is_kept(client: httpx.Client) -> None:
     rows = many(MANY)
     late = entry("PUT", "Patient/a", patient(id="a"), ifMatch='W/"3"')
@@ -520,6 +534,7 @@ def test_of_many_entries_with_one_bad_none_is_kept(client: httpx.Client) -> None
     assert client.get("/fhir/_history").json().get("entry") is None
 
 
+@pytest.mark.requirement("T7")
 def test_more_entries_than_the_limit_are_refused_before_anything_is_written(client: httpx.Client) -> None:
     rows = [entry("DELETE", "Patient/x")] * (entries.MAX_ENTRIES + 1)
     answer = send(client, *rows)
@@ -651,6 +666,7 @@ def test_a_hook_that_refuses_undoes_the_whole(server: Server) -> None:
         assert run(connection, "SELECT count(*) FROM resource").fetchone()[0] == 1
 
 
+@pytest.mark.requirement("T9")
 def test_an_ihe_multimedia_report_is_stored(server: Server) -> None:
     workflow(server)
     server.callers["reporter"] = caller("system/*.cruds isocenter/sign")

@@ -28,6 +28,7 @@ def elements(body: bytes) -> dict[str, bytes]:
     return {name: bytes(raw) for name, raw in (tree | {f"meta.{name}": raw for name, raw in kept.items()}).items()}
 
 
+@pytest.mark.requirement("I1")
 def test_the_examples_come_back_byte_for_byte(client: httpx.Client) -> None:
     """One server for all: to start it takes longer than to ask it."""
     changed: list[str] = []
@@ -51,6 +52,7 @@ def test_an_example_put_under_its_own_id_comes_back_byte_for_byte(client: httpx.
     assert client.get("/fhir/Observation/decimal").content == read.content
 
 
+@pytest.mark.requirement("I16")
 @pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_each_defect_is_refused_with_its_place_and_nothing_of_it_is_kept(client: httpx.Client) -> None:
     """What is refused never reaches the database, so that one engine is enough."""

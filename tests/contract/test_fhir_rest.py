@@ -97,6 +97,7 @@ SCENARIOS = [
 ]
 
 
+@pytest.mark.requirement("R2", "R3", "R9", "R10", "I2", "I16")
 def test_every_answer_to_a_request_is_as_agreed(server: Server) -> None:
     with server.client() as client:
         assert put(client, PATIENT).status_code == 201
@@ -117,6 +118,7 @@ def _failure(client: httpx.Client, case: Scenario) -> str:
     return "" if not validation.validate(resource) else f"{told}: invalid answer"
 
 
+@pytest.mark.requirement("I1", "I7")
 def test_a_create_gets_an_id_of_ours_a_location_and_an_etag(client: httpx.Client) -> None:
     body = b'{"resourceType": "Patient", "id":"mine", "active" : true}'
     answer = client.post("/fhir/Patient", content=body, headers=SENT)
@@ -147,6 +149,7 @@ def test_a_known_version_is_not_sent_again(client: httpx.Client) -> None:
     assert client.get("/fhir/Patient/p1", headers={"If-None-Match": 'W/"2"'}).status_code == 200
 
 
+@pytest.mark.requirement("I8")
 def test_prefer_says_what_a_write_returns(client: httpx.Client) -> None:
     assert put(client, PATIENT, Prefer="return=minimal").content == b""
     assert (
@@ -156,6 +159,7 @@ def test_prefer_says_what_a_write_returns(client: httpx.Client) -> None:
     assert put(client, {**PATIENT, "active": False}, Prefer="return=representation").json()["active"] is False
 
 
+@pytest.mark.requirement("I9")
 def test_the_same_content_again_is_no_new_version(client: httpx.Client) -> None:
     first = put(client, PATIENT)
     again = put(client, first.json())
@@ -163,12 +167,14 @@ def test_the_same_content_again_is_no_new_version(client: httpx.Client) -> None:
     assert client.get("/fhir/Patient/p1/_history/2").status_code == 404
 
 
+@pytest.mark.requirement("I4")
 def test_an_old_version_stays_as_it_was(client: httpx.Client) -> None:
     first = put(client, PATIENT).content
     put(client, {**PATIENT, "active": True})
     assert client.get("/fhir/Patient/p1/_history/1").content == first
 
 
+@pytest.mark.requirement("I11")
 def test_of_concurrent_puts_with_the_same_version_exactly_one_wins(server: Server) -> None:
     with server.client() as client:
         put(client, PATIENT)
@@ -181,6 +187,7 @@ def test_of_concurrent_puts_with_the_same_version_exactly_one_wins(server: Serve
         assert client.get("/fhir/Patient/p1").headers["etag"] == 'W/"2"'
 
 
+@pytest.mark.requirement("I17")
 def test_a_resource_above_the_limit_is_refused_with_the_limit(client: httpx.Client) -> None:
     body = b'{"resourceType":"Patient","name":[{"family":"' + b"x" * (16 * 1024 * 1024) + b'"}]}'
     answer = client.post("/fhir/Patient", content=body, headers=SENT)
@@ -264,6 +271,7 @@ def test_a_guard_or_a_hook_that_refuses_leaves_nothing_behind(server: Server) ->
         assert client.get("/fhir/Patient/p1").status_code == client.get("/fhir/Device/d1").status_code == 404
 
 
+@pytest.mark.requirement("P3")
 def test_without_a_token_everything_but_the_statement_is_401(server: Server) -> None:
     with server.client(None) as client:
         assert client.get("/fhir/metadata").status_code == 200
@@ -272,6 +280,7 @@ def test_without_a_token_everything_but_the_statement_is_401(server: Server) -> 
     assert [record.outcome for record in server.records] == ["denied"] * 3
 
 
+@pytest.mark.requirement("P2")
 def test_every_interaction_and_denial_is_audited_without_names_or_values(server: Server) -> None:
     with server.client() as client:
         put(client, PATIENT)

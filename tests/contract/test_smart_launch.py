@@ -31,6 +31,7 @@ def refusal(site: Site, asked: dict[str, str]) -> dict[str, str]:
     return given
 
 
+@pytest.mark.requirement("P4")
 def test_discovery_is_open_json_and_the_three_documents_agree(site: Site) -> None:
     """D01 D02 D10 D18 D19 C01"""
     answers = [

@@ -75,6 +75,7 @@ DONE = {
 }
 
 
+@pytest.mark.requirement("I14")
 @pytest.mark.parametrize("name", DONE)
 def test_json_patch(name: str) -> None:
     operation, holds = DONE[name]
@@ -120,6 +121,7 @@ MISFIT = {
 }
 
 
+@pytest.mark.requirement("I14")
 @pytest.mark.parametrize("name", MISFIT)
 def test_a_json_patch_that_does_not_fit_says_where(name: str) -> None:
     operation, expression = MISFIT[name]
@@ -130,6 +132,7 @@ def test_a_json_patch_that_does_not_fit_says_where(name: str) -> None:
     assert "Curie" not in str(caught.value)
 
 
+@pytest.mark.requirement("I14")
 @pytest.mark.parametrize(
     ("path", "value", "expression"),
     [
@@ -569,6 +572,7 @@ CASES: dict[str, tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]] = 
 }
 
 
+@pytest.mark.requirement("I15")
 @pytest.mark.parametrize("name", CASES)
 def test_fhirpath_patch(name: str) -> None:
     resource, operations, expected = CASES[name]
@@ -613,6 +617,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.requirement("I15")
 @pytest.mark.parametrize("name", REFUSED)
 def test_a_fhirpath_patch_that_does_not_fit_is_unprocessable(name: str) -> None:
     wanted: tuple[type[IsocenterError], ...] = (Unprocessable,)
