@@ -116,7 +116,7 @@ def _shown(call: Call, stored: Stored) -> Reply:
         return Reply(304, b"", headers)
     headers["Content-Location"] = _address(call, stored)
     if stored.resource_type == "Binary" and (content := binary.content(stored.body, call.headers)):
-        return Reply(200, content.body, headers | content.headers)
+        return Reply(200, content.body, {**headers, **content.headers})
     return Reply(200, shaping.shaped(stored.body, call.offer, call.criteria), headers)
 
 
