@@ -73,13 +73,14 @@ def measure(url: str, folder: Path) -> Measured:
     timed(f"{smaller} studies", lambda: _hospital.fill(store, 0, smaller, PATIENTS))
     settle(store)
     with served(url, folder) as (port, began, pid):
-        before = growing(Site(port, token))
+        before = growing(Site(port, token, pid))
         found.tell("start-up until /health answers", f"{began:.2f} s")
+        found.tell("start-up: processor time", f"{processor(pid):.2f} s")
         found.tell("idle memory (RSS after the first requests)", f"{memory(pid):.0f} MB")
     timed(f"{STUDIES} studies", lambda: _hospital.fill(store, smaller, STUDIES, PATIENTS))
     settle(store)
     with served(url, folder) as (port, _, pid):
-        site = Site(port, token)
+        site = Site(port, token, pid)
         after = growing(site)
         reading(site, found, folder)
         paging(site, found)
@@ -98,6 +99,7 @@ class Site:
 
     port: int
     token: str
+    pid: int
 
     @property
     def base(self) -> str:
@@ -115,7 +117,9 @@ class Site:
 
     def load(self, requests: Sequence[bytes], *, clients: int = CLIENTS, **more: Any) -> Mapping[str, Any]:
         """Rate and latencies under load; every answer must be a success."""
-        answer = load(self.port, requests, clients=clients, **more)
+        began = processor(self.pid)
+        answer = dict(load(self.port, requests, clients=clients, **more))
+        answer["cpu"] = (processor(self.pid) - began) / max(1, answer["n"]) * 1e6
         if any(not 200 <= int(status) < 300 for status in answer["statuses"]):
             raise SystemExit(f"not all answers were successes: {answer['statuses']}")
         return answer
@@ -165,16 +169,18 @@ def reading(site: Site, found: Measured, folder: Path) -> None:
         with bare(site, paths, folder) as plain:
             ours, theirs = against(site, plain, [site.request(path) for path in paths])
         found.tell(what, f"{ours['rate'] / theirs['rate']:.2f}× ({ours['rate']:.0f}/s of {theirs['rate']:.0f}/s)")
+        by_cpu = f"{theirs['cpu'] / ours['cpu']:.2f}× ({theirs['cpu']:.0f} of {ours['cpu']:.0f} µs)"
+        found.tell(f"{what}: processor time", by_cpu)
         found.tell(f"{what}: p50 / p99", f"{ours['p50']:.2f} / {ours['p99']:.2f} ms")
 
 
-def against(site: Site, plain: int, requests: Sequence[bytes]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
+def against(site: Site, plain: Site, requests: Sequence[bytes]) -> tuple[Mapping[str, Any], Mapping[str, Any]]:
     """Ours and the bare route in turns, the better of two each: other work on the machine hits both alike."""
     site.load(requests, seconds=SECONDS / 4)
     ours, theirs = [], []
     for _ in range(2):
         ours.append(site.load(requests, seconds=SECONDS / 2))
-        theirs.append(load(plain, requests, clients=CLIENTS, seconds=SECONDS / 2))
+        theirs.append(plain.load(requests, seconds=SECONDS / 2))
     return max(ours, key=lambda one: one["rate"]), max(theirs, key=lambda one: one["rate"])
 
 
@@ -208,6 +214,7 @@ def writing(site: Site, found: Measured) -> None:
     bundles = [site.request("/fhir", method="POST", body=transaction(fresh, size)) for _ in range(80)]
     told = site.load(bundles, clients=4, seconds=SECONDS, limit=len(bundles))
     found.tell(f"create in transactions of {size}", f"{told['rate'] * size:.0f}/s")
+    found.tell("create in transactions: processor time", f"{told['cpu'] / size:.0f} µs each")
 
 
 def body(number: int) -> bytes:
@@ -234,6 +241,7 @@ def big(site: Site, found: Measured) -> None:
     size = len(bodies[0]) // 1000
     told = site.load(puts, clients=1, seconds=60, limit=len(puts))
     found.tell(f"the {size} kB study: accept", f"{told['p50']:.1f} ms")
+    found.tell(f"the {size} kB study: accept, processor time", f"{told['cpu'] / 1000:.1f} ms")
     gets = [site.request(f"/fhir/ImagingStudy/{one['id']}") for one in made]
     told = site.load(gets, clients=1, seconds=SECONDS / 2)
     found.tell(f"the {size} kB study: serve", f"{told['p50']:.2f} ms")
@@ -270,7 +278,7 @@ def served(url: str, folder: Path) -> Iterator[tuple[int, float, int]]:
 
 
 @contextmanager
-def bare(site: Site, paths: Sequence[str], folder: Path) -> Iterator[int]:
+def bare(site: Site, paths: Sequence[str], folder: Path) -> Iterator[Site]:
     """The bare route with what our server answered to these paths."""
     answers: dict[str, tuple[bytes, dict[str, str]]] = {}
     with site.client() as client:
@@ -284,8 +292,8 @@ def bare(site: Site, paths: Sequence[str], folder: Path) -> Iterator[int]:
     kept.write_bytes(pickle.dumps(answers))
     port = free_port()
     command = [sys.executable, str(HERE / "_bare.py"), str(kept), str(port)]
-    with running(command, folder / "bare.log", port, paths[0], dict(os.environ)):
-        yield port
+    with running(command, folder / "bare.log", port, paths[0], dict(os.environ)) as (_, pid):
+        yield Site(port, site.token, pid)
 
 
 @contextmanager
@@ -330,6 +338,12 @@ def memory(pid: int) -> float:
     """Resident memory in MB."""
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return int(next(line for line in lines if line.startswith("VmRSS:")).split()[1]) / 1024
+
+
+def processor(pid: int) -> float:
+    """Seconds of processor time the process has used, all its threads together."""
+    user, system = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[11:13]
+    return (int(user) + int(system)) / os.sysconf("SC_CLK_TCK")
 
 
 def settle(store: Store) -> None:
