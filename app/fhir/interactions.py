@@ -13,8 +13,18 @@ from urllib.parse import parse_qsl
 from sqlalchemy.engine import Connection
 
 from app.access import Action, Facts, decide
-from app.errors import BadRequest, Conflict, Forbidden, Gone, IsocenterError, Issue, NotFound, PreconditionFailed
-from app.fhir import audit_events, binary, granted, http, outcome, patch, resources, search, shaping
+from app.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    Gone,
+    IsocenterError,
+    Issue,
+    NotFound,
+    PreconditionFailed,
+    Unprocessable,
+)
+from app.fhir import audit_events, binary, granted, http, links, outcome, patch, resources, search, shaping
 from app.fhir.calls import Call, Reply
 from app.fhir.registry import offers
 from app.fhir.resources import Draft
@@ -261,6 +271,13 @@ _PLANNERS: dict[str, Callable[[Call], Planner]] = {
 }
 
 
+def _refuse_conditions(draft: Draft) -> None:
+    """A reference by search criteria is resolved in a transaction; kept as it stands it would lead nowhere."""
+    if b"?" in draft.body and any(links.conditions(draft.resource)):
+        told = "a conditional reference is resolved in a transaction only"
+        raise Unprocessable(issues=(Issue("not-supported", told, draft.resource["resourceType"]),))
+
+
 def _draft(call: Call) -> Draft:
     if call.draft is not None:
         draft = call.draft
@@ -269,6 +286,7 @@ def _draft(call: Call) -> Draft:
     else:
         http.require_json(call.headers)
         draft = resources.accepted(call.resource_type, call.body)
+        _refuse_conditions(draft)
     shaping.check_whole(draft.resource)
     return draft
 

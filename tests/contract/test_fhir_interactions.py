@@ -280,6 +280,13 @@ def test_a_condition_sees_only_what_its_caller_may_find(server: Server) -> None:
         assert everything.get("/fhir/Observation?_summary=count").json()["total"] == 1
 
 
+@pytest.mark.requirement("T4")
+def test_a_conditional_reference_outside_a_transaction_is_refused(client: httpx.Client) -> None:
+    link = {"reference": "Organization?identifier=urn:mrn|7"}
+    assert post(client, patient(managingOrganization=link)).status_code == 422
+    assert post(client, patient(name=[{"text": "Who is it?"}])).status_code == 201
+
+
 # --- deletions -------------------------------------------------------------------------------------------------
 
 
