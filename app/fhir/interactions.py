@@ -194,19 +194,36 @@ def _put_unmatched(call: Call, connection: Connection, draft: Draft) -> Plan:
     if given is None:
         call.permit("c")
         return _first(call, connection, draft, None)
-    if rows.current(connection, call.resource_type, given) is not None:
-        raise Conflict("the criteria match nothing, and the id of the body is another resource's")
+    require_free(call, connection, given)
     return _put(call, connection, draft, given)
+
+
+def require_free(call: Call, connection: Connection, resource_id: str) -> None:
+    """Conflict when an id is taken; who may not see all resources of the type does not hear of it."""
+    if granted.is_bounded(call.access, Action("u", call.resource_type)):
+        raise Forbidden
+    if rows.current(connection, call.resource_type, resource_id) is not None:
+        raise Conflict("the criteria match nothing, and the id of the body is another resource's")
 
 
 def _put(call: Call, connection: Connection, draft: Draft, resource_id: str) -> Plan:
     known = rows.current(connection, call.resource_type, resource_id, for_update=True)
+    before = _reached(call, "u", known)
     _require_version(call, known)
     if known is None:
-        if granted.is_bounded(call.access, Action("u", call.resource_type)):
-            raise Forbidden
         return _first(call, connection, draft, resource_id, "u")
-    return _next(call, connection, known, draft)
+    return _next(call, connection, (known, before), draft)
+
+
+def _reached(call: Call, verb: str, known: Stored | None) -> Json | None:
+    """What is there now. Whether it meets the caller's conditions is for those to know who may change it."""
+    if known is None or known.deleted:
+        if granted.is_bounded(call.access, Action(verb, call.resource_type)):
+            raise Forbidden
+        return None
+    before = resources.loads(known.body)
+    _allow(call, verb, resources.facts_of(before))
+    return before
 
 
 def _patch(call: Call) -> Planner:
@@ -223,13 +240,12 @@ def _patch(call: Call) -> Planner:
                 raise NotFound("nothing matches")
             resource_id = found.resource_id
         known = rows.current(connection, call.resource_type, resource_id, for_update=True)
-        if known is not None and not known.deleted:
-            _allow(call, "u", resources.facts_of(resources.loads(known.body)))
+        before = _reached(call, "u", known)
         _require_version(call, known)
-        if known is None or known.deleted:
+        if known is None or before is None:
             raise _absent(call, "u", known)
-        draft = resources.accepted(call.resource_type, resources.dumps(change(resources.loads(known.body))))
-        return _next(call, connection, known, draft)
+        draft = resources.accepted(call.resource_type, resources.dumps(change(before)))
+        return _next(call, connection, (known, before), draft)
 
     return decided
 
@@ -247,14 +263,10 @@ def _delete(call: Call) -> Planner:
                 return Plan(call, 204)
             resource_id = found.resource_id
         known = rows.current(connection, call.resource_type, resource_id, for_update=True)
-        if known is None or known.deleted:
-            if granted.is_bounded(call.access, Action("d", call.resource_type)):
-                raise Forbidden
-            _require_version(call, known)
-            return Plan(call, 204, stored=known)
-        before = resources.loads(known.body)
-        _allow(call, "d", resources.facts_of(before))
+        before = _reached(call, "d", known)
         _require_version(call, known)
+        if known is None or before is None:
+            return Plan(call, 204, stored=known)
         guard = call.door.delete_guards.get(call.resource_type)
         if guard:
             guard(connection, call.access, before)
@@ -300,12 +312,9 @@ def _first(call: Call, connection: Connection, draft: Draft, resource_id: str | 
     return Plan(call, 201, change)
 
 
-def _next(call: Call, connection: Connection, known: Stored, draft: Draft) -> Plan:
-    before = None if known.deleted else resources.loads(known.body)
-    if known.deleted and granted.is_bounded(call.access, Action("u", call.resource_type)):
-        raise Forbidden
-    for resource in filter(None, (before, {**draft.resource, "id": known.resource_id})):
-        _allow(call, "u", resources.facts_of(resource))
+def _next(call: Call, connection: Connection, reached: tuple[Stored, Json | None], draft: Draft) -> Plan:
+    known, before = reached
+    _allow(call, "u", resources.facts_of({**draft.resource, "id": known.resource_id}))
     _guard(call, connection, draft.resource, before)
     method = "PATCH" if call.interaction == "patch" else "PUT"
     change = resources.replaced(known, draft, cause=call.cause, method=method)

@@ -334,8 +334,8 @@ def _find_updated(running: Run, step: Step) -> None:
         raise PreconditionFailed("If-Match names a version, and nothing matches")
     if found is None and given is None:
         call.permit("c")
-    if found is None and given and rows.current(running.connection, call.resource_type, given):
-        raise Conflict("the criteria match nothing, and the id of the body is another resource's")
+    if found is None and given:
+        interactions.require_free(call, running.connection, given)
     identity = found.resource_id if found else given or str(uuid.uuid4())
     _claim(running, step, (call.resource_type, identity))
     step.call = replace(
