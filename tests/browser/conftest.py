@@ -21,13 +21,14 @@ from pydicom.dataset import Dataset
 
 from app.dicom import phantom
 from app.dicom.orthanc import Orthanc
+from app.fhir import rebuild
 from app.main.prepare import prepare
 from app.main.server import create_app
 from app.settings import Settings
 from app.smart import clients, launches
 from app.smart.clients import Client
 from app.smart.launches import LaunchContext
-from app.store import schema, studies
+from app.store import studies
 from app.store.database import Store
 from app.store.studies import HeldStudy
 from app.viewer.launch import CLIENT_ID
@@ -75,8 +76,8 @@ def house(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterato
         pytest.fail(f"OHIF is not in {VIEWER}: run `make setup`")
     listener = socket.create_server(("127.0.0.1", 0))
     settings = _settings(orthanc, listener.getsockname()[1], tmp_path_factory.mktemp("house"))
+    rebuild.upgrade(settings)
     store = Store(settings.database)
-    schema.migrate(store)
     prepare(settings)
     ehr = Client("ehr", "EHR", "symmetric", scope="isocenter/launch user/ImagingStudy.u")
     store.transact(lambda connection: clients.ensure_client(connection, ehr))

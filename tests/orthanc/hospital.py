@@ -16,20 +16,27 @@ from fhir.resources.R4B import get_fhir_model_class
 from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
-from app.access import SYSTEM, Access
+from app.access import SYSTEM, VERBS, Access, Scope
 from app.dicom.orthanc import Orthanc as Client
 from app.dicom.worklist import WorklistKeys
-from app.fhir import resources, validation
+from app.fhir import interactions, resources, validation
+from app.fhir.calls import Call, Door
 from app.settings import Settings
 from app.store import outbox, sync
 from app.store.database import Store
-from app.workflow import arrivals, evidence, orders, reports, site
+from app.workflow import arrivals, evidence, guards, orders, reports, site
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
 from tests.orthanc.conftest import Orthanc
 
 Json = dict[str, Any]
-RADIOLOGIST = Access("viewer", user_id="r", fhir_user="Practitioner/r", rights=frozenset({reports.SIGN}))
+RADIOLOGIST = Access(
+    "viewer",
+    user_id="r",
+    fhir_user="Practitioner/r",
+    scopes=(Scope("user", "*", frozenset(VERBS)),),
+    rights=frozenset({reports.SIGN}),
+)
 CT_CHEST = {"coding": [{"system": "http://loinc.org", "code": "24627-2", "display": "CT Chest"}]}
 
 
@@ -55,25 +62,26 @@ class Hospital:
 
     def write(self, resource: Json, caller: Access = SYSTEM) -> Json:
         """Create or update as the FHIR door does: guard, store, hook, one transaction."""
-        return self.store.transact(lambda connection: self._write(connection, resource, caller))
+        what = "update" if "id" in resource else "create"
+        sent = {"content-type": "application/fhir+json"}
+        kind, body = resource["resourceType"], resources.dumps(resource)
+        call = Call(self.door(), caller, what, kind, resource.get("id", ""), headers=sent, body=body)
+        return resources.loads(self.store.transact(interactions.prepare(call)).body)
 
-    def _write(self, connection: Connection, resource: Json, caller: Access) -> Json:
-        kind, before = resource["resourceType"], None
-        if "id" in resource:
-            before = resources.read(connection, kind, resource["id"])
-        if kind == "DiagnosticReport":
-            reports.guard(connection, caller, resource, before)
-        body = resources.dumps(resource)
-        if "id" in resource:
-            stored, _ = resources.update(connection, kind, resource["id"], body, if_match=None, cause="test")
-        else:
-            stored = resources.create(connection, kind, body, cause="test")
-        now = resources.read(connection, kind, stored.resource_id) or {}
-        if kind == "ServiceRequest":
-            orders.received(self.archive.site, connection, caller, now, before)
-        if kind == "DiagnosticReport":
-            reports.received(connection, caller, now, before)
-        return resources.read(connection, kind, stored.resource_id) or {}
+    def door(self) -> Door:
+        def ordered(connection: Connection, caller: Access, order: Json, before: Json | None) -> None:
+            orders.received(self.archive.site, connection, caller, order, before)
+
+        return Door(
+            store=self.store,
+            settings=Settings(),
+            authenticate=lambda _: SYSTEM,
+            hooks={"ServiceRequest": ordered, "DiagnosticReport": reports.received},
+            guards=guards.GUARDS,
+            audit=lambda _: None,
+            key=b"k" * 32,
+            delete_guards=guards.DELETE_GUARDS,
+        )
 
     def patient(self, mrn: str, family: str = "Beispiel") -> str:
         identifier = {"system": "urn:isocenter:mrn", "value": mrn}
