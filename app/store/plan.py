@@ -3,6 +3,9 @@
 Nothing is left to the engine's planner. Every parameter's rows stand in an order that ends early: a token's or a
 reference's by the owner's natural date, so that the newest fifty are the first fifty read. The other conditions are
 point probes (https://hl7.org/fhir/R4/search.html). The two dialects differ in how an order of joins is pinned.
+
+Queries that differ in nothing but their values have one text: it is planned once, from a query with places for values
+(`app/store/shapes.py`), and each search only fills its values in.
 """
 
 # ruff: noqa: S608 - SQL is put together from our own words; every value is bound
@@ -11,8 +14,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
+from operator import sub
 from typing import Any, NamedTuple
 
+from app.store import shapes
 from app.store.query import (
     UNDATED,
     Below,
@@ -35,6 +41,7 @@ from app.store.query import (
     cut,
     key,
 )
+from app.store.shapes import Shape, Values, made
 
 DAY = 86_400_000
 _LAST = 2**62
@@ -59,7 +66,7 @@ _IDS, _UNIQUE, _OWNER, _TARGET, _TEXT, _CHAIN, _TOKEN, _RANGE, _SCAN = range(9)
 
 
 class Sql(NamedTuple):
-    """A piece of SQL with the values of its marks."""
+    """A piece of SQL with the values of its marks, or with the places that they will come from."""
 
     text: str
     values: tuple[Any, ...] = ()
@@ -127,7 +134,46 @@ class _Branch:
 
 def page(query: Query, limit: int, after: Place | None, engine: Engine) -> Sql:
     """The keys of the order and the numbers of at most `limit` resources, in order."""
+    values: list[Any] = [limit]
+    return _filled(_paged, query, values, engine, shapes.place(after, values))
+
+
+def count(query: Query, engine: Engine) -> Sql:
+    """How many resources there are."""
+    return _filled(_counted, query, [0], engine, None)
+
+
+# --- one text for all queries of a shape -----------------------------------------------------------------------
+
+_Planner = Callable[[Query, Engine, Any, Shape | None], Sql]
+_KEPT = 1024
+"""So many texts are kept."""
+_SHORT = 64
+"""Queries of more values are hardly asked twice, and their texts are long."""
+
+
+def _filled(planner: _Planner, query: Query, values: list[Any], engine: Engine, place: Shape | None) -> Sql:
+    shape = shapes.shape(query, values)
+    apart = tuple(number for number in shapes.dated(shape) if engine.has_apart(number))
+    template = _template if len(values) <= _SHORT else _template.__wrapped__
+    text, takes = template(planner, shape, place, engine.sqlite, apart)
+    return Sql(text, tuple([take(values) for take in takes]))
+
+
+@lru_cache(maxsize=_KEPT)
+def _template(
+    planner: _Planner, shape: Shape, place: Shape | None, sqlite: bool, apart: tuple[int, ...]
+) -> tuple[str, tuple[Callable[[Values], Any], ...]]:
+    """The text of all queries of this shape, and how each of its values is had from theirs."""
+    engine = Engine(sqlite, frozenset(apart).__contains__)
+    first = 1 + (place.count(shapes.GIVEN) if place else 0)
+    planned = planner(shapes.pattern(shape, first), engine, shapes.given(0), place)
+    return planned.text, tuple(shapes.taking(value) for value in planned.values)
+
+
+def _paged(query: Query, engine: Engine, limit: Any, place: Shape | None) -> Sql:
     ask = _ask(query, 0, engine)
+    after = None if place is None else shapes.pattern_place(place, 1)
     branches = [
         _ordered(ask, branch, undated, limit, after) for branch in _branches(ask) for undated in _segments(query.order)
     ]
@@ -140,8 +186,7 @@ def page(query: Query, limit: int, after: Place | None, engine: Engine) -> Sql:
     return Sql(f"{either} {ordering(query.order)} LIMIT ?", (*values, limit))
 
 
-def count(query: Query, engine: Engine) -> Sql:
-    """How many resources there are."""
+def _counted(query: Query, engine: Engine, _limit: Any, _place: Shape | None) -> Sql:
     ask = _ask(query, 0, engine)
     branches = _branches(ask)
     if len(branches) == 1 and branches[0].source.once:
@@ -177,7 +222,7 @@ def _segments(order: Sequence[Key]) -> tuple[bool | None, ...]:
     return (False, True) if order == (Key("sort", "column", False),) else (None,)
 
 
-def _ordered(ask: _Ask, branch: _Branch, undated: bool | None, limit: int, after: Place | None) -> Sql:
+def _ordered(ask: _Ask, branch: _Branch, undated: bool | None, limit: Any, after: Place | None) -> Sql:
     order = ask.query.order
     source = branch.source
     needs_row = source.sort is None or any(one.kind == "column" and one.by != "sort" for one in order)
@@ -393,7 +438,7 @@ def _indexed(ask: _Ask, condition: Token | Below | Target | Number | Text | Pres
 def _dated(ask: _Ask, date: Date) -> list[_Source]:
     """Short intervals between the beginnings they may have, and the few that are apart."""
     d, number = f"d{ask.depth}", key(ask.query.resource_type, date.param)
-    low, high = _LOWEST[date.prefix](date.lo, date.hi), _HIGHEST[date.prefix](date.lo, date.hi)
+    low, high = (made(rule[date.prefix], date.lo, date.hi) for rule in (_LOWEST, _HIGHEST))
     near = Sql(f"{d}.param = ? AND {d}.lo >= ? AND {d}.lo < ? AND NOT {d}.apart", (number, low, high))
     far = _apart(ask, date.param)
     compared = _interval(d, date)
@@ -406,7 +451,7 @@ def _dated(ask: _Ask, date: Date) -> list[_Source]:
 def _rows(ask: _Ask, condition: Ids | Owner) -> _Source:
     kind, r = ask.query.resource_type, f"r{ask.depth}"
     if isinstance(condition, Ids):
-        values = sorted(condition.values)
+        values = tuple(condition.values)
         where = Sql(
             f"{r}.resource_type = ? AND NOT {r}.deleted AND {r}.resource_id IN ({_marks(values)})", (kind, *values)
         )
@@ -455,7 +500,7 @@ def _gathered(ask: _Ask, clause: Clause) -> list[_Source]:
             sources += _sources(ask, condition)
     for (table, param), members in groups.items():
         column = "value" if table == "indextoken" else "target_id"
-        wanted = sorted({cut((one.value if isinstance(one, Token) else one.target_id) or "") for one in members})
+        wanted = [made(cut, one.value if isinstance(one, Token) else one.target_id) for one in members]
         named = Sql(f"{d}.param = ? AND {d}.{column} IN ({_marks(wanted)})", (key(kind, param), *wanted))
         exact = _some([_token(one, d) if isinstance(one, Token) else _target(one, d) for one in members])
         sources.append(_Source(Sql(f"{table} {d}"), _every([named, exact]), f"{d}.rid", f"{d}.sort"))
@@ -578,7 +623,7 @@ def _own(condition: Ids | Owner | Date, frame: _Frame) -> Sql:
     row = frame.row
     match condition:
         case Ids(values):
-            return Sql(f"{row}.resource_id IN ({_marks(values)})", tuple(sorted(values))) if values else _NONE
+            return Sql(f"{row}.resource_id IN ({_marks(values)})", tuple(values)) if values else _NONE
         case Owner(patient_id):
             # Never null, or what is nobody's would not be found by a negation.
             return Sql(f"({row}.patient_id IS NOT NULL AND {row}.patient_id = ?)", (patient_id,))
@@ -639,17 +684,21 @@ def _worded(condition: Token | Target | Below, alias: str) -> Sql:
         case Target():
             return _target(condition, alias)
         case Below(_, value):
-            under = _prefix(f"{alias}.value", f"{value.rstrip('/')}/")
-            return _some([Sql(f"{alias}.value = ?", (cut(value),)), under])
+            under = _prefix(f"{alias}.value", made(_folder, value))
+            return _some([Sql(f"{alias}.value = ?", (made(cut, value),)), under])
+
+
+def _folder(address: str) -> str:
+    return f"{address.rstrip('/')}/"
 
 
 def _token(token: Token, alias: str) -> Sql:
     said = {"value": token.value, "system": token.system}
-    return _every([Sql(f"{alias}.{name} = ?", (cut(text),)) for name, text in said.items() if text is not None])
+    return _every([Sql(f"{alias}.{name} = ?", (made(cut, text),)) for name, text in said.items() if text is not None])
 
 
 def _target(target: Target, alias: str) -> Sql:
-    same = Sql(f"{alias}.target_id = ?", (cut(target.target_id),))
+    same = Sql(f"{alias}.target_id = ?", (made(cut, target.target_id),))
     return (
         same if target.target_type is None else _every([same, Sql(f"{alias}.target_type = ?", (target.target_type,))])
     )
@@ -658,16 +707,16 @@ def _target(target: Target, alias: str) -> Sql:
 def _spelled(alias: str, text: Text, *, sqlite: bool) -> Sql:
     match text.mode:
         case "exact":
-            return Sql(f"{alias}.exact = ?", (cut(text.value),))
+            return Sql(f"{alias}.exact = ?", (made(cut, text.value),))
         case "contains":
             return Sql(f"{'instr' if sqlite else 'strpos'}({alias}.folded, ?) > 0", (text.value,))
         case "starts":
             return _prefix(f"{alias}.folded", text.value)
 
 
-def _prefix(column: str, beginning: str) -> Sql:
-    start = cut(beginning)
-    end = _next(start)
+def _prefix(column: str, beginning: Any) -> Sql:
+    start = made(cut, beginning)
+    end = made(_next, start)
     if not end:
         return Sql(f"{column} >= ?", (start,))
     return Sql(f"{column} >= ? AND {column} < ?", (start, end))
@@ -699,7 +748,7 @@ def _amount(alias: str, number: Number) -> Sql:
     units = {"system": number.system, "code": number.code}
     return _every(
         [rules[number.prefix]]
-        + [Sql(f"{alias}.{name} = ?", (cut(text),)) for name, text in units.items() if text is not None]
+        + [Sql(f"{alias}.{name} = ?", (made(cut, text),)) for name, text in units.items() if text is not None]
     )
 
 
@@ -722,21 +771,28 @@ _HIGHEST: dict[str, Any] = {
 }
 
 
-def _bounds(natural: str | None, clause: Clause) -> tuple[int, int] | None:
+def _bounds(natural: str | None, clause: Clause) -> tuple[Any, Any] | None:
     """Between which natural dates a resource may lie that meets the clause, if it has one short interval."""
     dates = [one for one in clause.any_of if isinstance(one, Date) and one.param == natural and one.prefix != "ne"]
     if clause.negated or not dates or len(dates) < len(clause.any_of):
         return None
-    return (
-        max(_EARLIEST, min(_LOWEST[one.prefix](one.lo, one.hi) for one in dates)),
-        min(_LATEST, max(_HIGHEST[one.prefix](one.lo, one.hi) for one in dates)),
-    )
+    lows = [made(_LOWEST[one.prefix], one.lo, one.hi) for one in dates]
+    highs = [made(_HIGHEST[one.prefix], one.lo, one.hi) for one in dates]
+    return made(max, _EARLIEST, made(_least, *lows)), made(min, _LATEST, made(_greatest, *highs))
+
+
+def _least(*values: int) -> int:
+    return min(values)
+
+
+def _greatest(*values: int) -> int:
+    return max(values)
 
 
 def _between(frame: _Frame, clauses: Iterable[Clause]) -> Sql:
     """All bounds in one pair: SQLite reads an index between the first two it finds."""
     bounds = [found for clause in clauses if (found := _bounds(frame.natural, clause)) is not None]
-    low, high = max(low for low, _ in bounds), min(high for _, high in bounds)
+    low, high = made(_greatest, *(low for low, _ in bounds)), made(_least, *(high for _, high in bounds))
     return Sql(f"{frame.sort} >= ? AND {frame.sort} < ?", (low, high))
 
 
@@ -768,15 +824,15 @@ def _surely(date: Date, sort: str, apart: Sql | None) -> Sql:
     lo, hi = date.lo, date.hi
     match date.prefix:
         case "gt" | "ge" | "sa":
-            return Sql(f"{sort} >= ?", (max(hi, _EARLIEST),))
+            return Sql(f"{sort} >= ?", (made(max, hi, _EARLIEST),))
         case "lt" | "le":
             return Sql(f"({sort} >= ? AND {sort} < ?)", (_EARLIEST, lo))
         case "ap":
-            return Sql(f"({sort} >= ? AND {sort} < ?)", (max(lo, _EARLIEST), hi))
+            return Sql(f"({sort} >= ? AND {sort} < ?)", (made(max, lo, _EARLIEST), hi))
         case _:
             # Only a short interval that begins early enough ends in time.
             first, last = (lo, hi) if date.prefix == "eq" else (_EARLIEST, lo)
-            inside = Sql(f"({sort} >= ? AND {sort} <= ?)", (max(first, _EARLIEST), last - DAY))
+            inside = Sql(f"({sort} >= ? AND {sort} <= ?)", (made(max, first, _EARLIEST), made(sub, last, DAY)))
             return inside if apart is None else _every([inside, Sql(f"NOT {apart.text}", apart.values)])
 
 
