@@ -33,6 +33,8 @@ def content(body: bytes, headers: Mapping[str, str]) -> Content | None:
     kind: str = resource.get("contentType", "")
     if not {kind, f"{kind.partition('/')[0]}/*"} & wanted:
         raise NotAcceptable(f"this Binary is {kind}")
+    if not kind.isascii():
+        raise NotAcceptable("no header can say what this Binary is: ask for application/fhir+json")
     try:
         held = base64.b64decode(resource.get("data", ""))
     except binascii.Error as error:

@@ -124,7 +124,7 @@ def is_known(headers: Headers, stored: Stored) -> bool:
         return False
     try:
         moment = parsedate_to_datetime(since)
-    except ValueError:
+    except (ValueError, OverflowError):
         # RFC 9110 13.1.3: what is no HTTP date is ignored.
         return False
     return stored.updated // 1000 <= int(moment.replace(tzinfo=moment.tzinfo or UTC).timestamp())

@@ -74,7 +74,17 @@ def read_slowly(body: bytes) -> Json:
         raise _malformed("the body must be one JSON object")
     if _names(resource) < 0:
         raise _malformed(f"the body is nested more than {MAX_DEPTH} levels deep")
+    _refuse_halves(resource, body)
     return resource
+
+
+def _refuse_halves(resource: Json, body: bytes) -> None:
+    """A surrogate without its partner is legal JSON, but no reader after this one and no database takes it."""
+    if b"\\u" in body:
+        try:
+            json.dumps(resource, ensure_ascii=False, default=str).encode()
+        except UnicodeEncodeError as error:
+            raise _malformed("a text in the body has half a character: a surrogate without its partner") from error
 
 
 def _malformed(diagnostics: str) -> BadRequest:

@@ -10,6 +10,7 @@ import unicodedata
 from collections.abc import Callable, Mapping
 from datetime import tzinfo
 from functools import lru_cache
+from math import inf
 from sys import float_info
 from typing import Any
 
@@ -299,9 +300,17 @@ def _parts(parts: tuple[str, ...]) -> Factory:
 # --- numbers --------------------------------------------------------------------------------------------------
 
 
+def _near(value: float) -> float:
+    """The float nearest to a number; an integer may be too large for any."""
+    try:
+        return float(value)
+    except OverflowError:
+        return -inf if value < 0 else inf
+
+
 def _number(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
     def read(value: float, rows: Rows) -> None:
-        number = float(value)
+        number = _near(value)
         rows.numbers.add((name, number, number, "", ""))
 
     return read
@@ -310,7 +319,7 @@ def _number(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
 def _quantity(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
     def read(value: Json, rows: Rows) -> None:
         if "value" in value:
-            number = float(value["value"])
+            number = _near(value["value"])
             less = value.get("comparator", "").startswith("<")
             more = value.get("comparator", "").startswith(">")
             _measured(rows, name, (-float_info.max if less else number, float_info.max if more else number), value)
@@ -321,7 +330,7 @@ def _quantity(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
 def _range(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
     def read(value: Json, rows: Rows) -> None:
         low, high = value.get("low", {}), value.get("high", {})
-        ends = (float(low.get("value", -float_info.max)), float(high.get("value", float_info.max)))
+        ends = (_near(low.get("value", -float_info.max)), _near(high.get("value", float_info.max)))
         if low or high:
             _measured(rows, name, ends, {**high, **low})
 
@@ -341,7 +350,7 @@ def _sampled(name: str, leaf: Leaf, parameter: Parameter) -> Reader:
 def _money(name: str, _leaf: Leaf, _parameter: Parameter) -> Reader:
     def read(value: Json, rows: Rows) -> None:
         if "value" in value:
-            number = float(value["value"])
+            number = _near(value["value"])
             rows.numbers.add((name, number, number, CURRENCIES, value.get("currency", "")))
 
     return read

@@ -26,6 +26,7 @@ from app.fhir.calls import Call, Reply
 from app.fhir.entries import VERBS, Entry
 from app.fhir.interactions import Plan
 from app.fhir.links import Addresses
+from app.fhir.registry import offers
 from app.fhir.resources import Draft
 from app.fhir.routing import READERS
 from app.fhir.validation import Json
@@ -384,6 +385,9 @@ def _referred(running: Run, steps: Iterable[Step]) -> dict[str, str]:
 
 def _referred_to(running: Run, step: Step, condition: str) -> str:
     kind, criteria = links.split(condition)
+    if kind not in offers():
+        sentence = "a conditional reference to a type that this server does not keep finds nothing"
+        raise BadRequest(issues=(Issue("not-supported", sentence, step.entry.expression),))
     pairs = parse_qsl(criteria, keep_blank_values=True)
     matches = interactions.matches(step.call, running.connection, kind, pairs)
     if len(matches) > 1:

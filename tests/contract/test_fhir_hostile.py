@@ -84,3 +84,80 @@ def test_a_conditional_update_in_a_transaction_does_not_tell_which_ids_are_taken
         bundle = {"resourceType": "Bundle", "type": "transaction", "entry": [entry]}
         statuses.append(narrow.post("/fhir", content=orjson.dumps(bundle), headers=FHIR).status_code)
     assert statuses == [403, 403]
+
+
+# --- what must not fail ---------------------------------------------------------------------------------------------
+
+
+def transaction(client: httpx.Client, *resources: Json) -> httpx.Response:
+    entries = [{"resource": one, "request": {"method": "POST", "url": one["resourceType"]}} for one in resources]
+    bundle = {"resourceType": "Bundle", "type": "transaction", "entry": entries}
+    return client.post("/fhir", content=orjson.dumps(bundle), headers=FHIR)
+
+
+def test_a_conditional_reference_to_a_type_that_is_not_served_is_refused(client: httpx.Client) -> None:
+    about = observation("", "mine", focus=[{"reference": "Questionnaire?url=x"}])
+    del about["id"]
+    assert 400 <= transaction(client, about).status_code < 500
+
+
+@pytest.mark.parametrize("literal", ["1" + "0" * 400, "1e400", "1e-400", "-" + "9" * 900])
+def test_a_number_that_no_float_can_hold_is_answered(client: httpx.Client, literal: str) -> None:
+    body = orjson.dumps(observation("big", "mine", valueQuantity={"value": 12345})).replace(b"12345", literal.encode())
+    answer = client.put("/fhir/Observation/big", content=body, headers=FHIR)
+    assert answer.status_code in {201, 422, 400}
+    assert client.get("/fhir/Observation", params={"value-quantity": literal}).status_code in {200, 400}
+
+
+@pytest.mark.parametrize("moment", ["0001-01-01T00:00:00+14:00", "9999-12-31T23:59:60-14:00", "9999", "0001"])
+def test_dates_at_the_ends_of_the_calendar_are_answered(client: httpx.Client, moment: str) -> None:
+    answer = put(client, observation("edge", "mine", effectiveDateTime=moment))
+    assert answer.status_code in {201, 422}
+    for word in ("date", "_lastUpdated", "date:missing"):
+        for prefix in ("", "ap", "ge", "ne"):
+            assert client.get("/fhir/Observation", params={word: prefix + moment}).status_code in {200, 400}
+    for word in ("_since", "_at"):
+        assert client.get("/fhir/Observation/_history", params={word: moment}).status_code in {200, 400}
+
+
+@pytest.mark.parametrize(
+    "since",
+    [
+        "Mon, 01 Jan 0001 00:00:00 +1400",
+        "Mon, 01 Jan 2020 00:00:00 +99999999999999",
+        "1 2 3 4 5 6",
+        "Mon, 01 Jan 2020 99:00:00 GMT",
+        ",",
+        "99999999999999999999",
+    ],
+)
+def test_any_text_in_if_modified_since_is_answered(client: httpx.Client, since: str) -> None:
+    seeded(client, patient("mine"))
+    assert client.get("/fhir/Patient/mine", headers={"If-Modified-Since": since}).status_code in {200, 304}
+
+
+def test_a_media_type_outside_of_latin_1_is_answered(client: httpx.Client) -> None:
+    held = {"resourceType": "Binary", "id": "b", "contentType": "text/plain;x=ş€", "data": "aGVsbG8="}
+    if put(client, held).status_code == 201:
+        assert client.get("/fhir/Binary/b", headers={"Accept": "text/*"}).status_code in {200, 406}
+
+
+@pytest.mark.parametrize("surrogate", [rb"\ud800", rb"\udfff"])
+def test_a_lone_surrogate_anywhere_in_a_bundle_is_refused(client: httpx.Client, surrogate: bytes) -> None:
+    entry = {
+        "fullUrl": "urn:uuid:1",
+        "resource": observation("x", "mine", note=[{"text": "MARK"}]),
+        "request": {"method": "POST", "url": "Observation"},
+    }
+    bundle = {"resourceType": "Bundle", "type": "batch", "entry": [entry]}
+    for mark in (b"MARK", b"urn:uuid:1", b"Length"):
+        body = orjson.dumps(bundle).replace(mark, mark + surrogate)
+        assert client.post("/fhir", content=body, headers=FHIR).status_code in {200, 400, 422}
+    for name in (b"url", b"POST"):
+        body = orjson.dumps(bundle).replace(b'"' + name, b'"' + surrogate + name)
+        assert client.post("/fhir", content=body, headers=FHIR).status_code in {200, 400, 422}
+    patch = rb'[{"op":"add","path":"/language","value":"%s"}]' % surrogate
+    seeded(client, patient("mine"))
+    assert client.patch("/fhir/Patient/mine", content=patch, headers=JSON_PATCH).status_code in {400, 422}
+    patch = rb'[{"op":"add","path":"/%s","value":"x"}]' % surrogate
+    assert client.patch("/fhir/Patient/mine", content=patch, headers=JSON_PATCH).status_code in {400, 422}
