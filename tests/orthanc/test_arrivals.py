@@ -14,6 +14,7 @@ from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from sqlalchemy import update
 
+from app.fhir import resources
 from app.fhir.mapping import imaging_study, worklist
 from app.store import sync
 from app.store.tables import cursor
@@ -177,7 +178,8 @@ def test_a_step_of_another_modality_is_not_ended_by_these_images(lite: Hospital)
     [step] = lite.find("Task")
     other = step | {"identifier": [{"system": step["identifier"][0]["system"], "value": "X-2"}]}
     other["input"] = [step["input"][0] | {"valueCodeableConcept": {"coding": [{"system": "http://dicom.nema.org/resources/ontology/DCM", "code": "MR"}]}}]  # fmt: skip # noqa: E501
-    second = lite.write({key: value for key, value in other.items() if key not in {"id", "meta"}})
+    second = {key: value for key, value in other.items() if key != "meta"} | {"id": "second-step"}
+    lite.store.transact(lambda connection: resources.put(connection, second, cause="test"))
     image = other_study(lite.image(), uid(order)[:50] + ".1")
     image.StudyInstanceUID = uid(order)
     lite.send(image)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import base64
 import hashlib
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
-from app.access import SYSTEM, Access
+from app.access import SYSTEM
 from app.dicom import encapsulated
 from app.errors import Conflict, Forbidden, Unprocessable
 from app.store import outbox, timeline
@@ -23,7 +24,7 @@ __all__ = ["both", "lite"]
 pytestmark = pytest.mark.orthanc
 
 Json = dict[str, Any]
-RIS = Access("ris", rights=frozenset({reports.SIGN}))
+RIS = replace(RADIOLOGIST, client_id="ris", user_id=None, fhir_user=None)
 
 
 def report(at: Hospital, order: Json, **elements: Any) -> Json:
