@@ -8,7 +8,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, Unpack
+from typing import Any, NamedTuple, TypedDict, Unpack
 
 import psycopg
 from sqlalchemy.engine import Connection
@@ -26,9 +26,12 @@ _CHUNK_BYTES = 16 << 20
 _DIGEST = "search index"
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Stored:
-    """One version of a resource as it is stored; `updated` is in milliseconds, `rid` the resource's number."""
+    """One version of a resource as it is stored; `updated` is in milliseconds, `rid` the resource's number.
+
+    Nobody changes one; but to freeze it would cost as much as reading its row, and a page has a thousand.
+    """
 
     resource_type: str
     resource_id: str
@@ -53,8 +56,7 @@ class Change:
     natural_key: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Hit:
+class Hit(NamedTuple):
     """What was found, and the place to go on from."""
 
     stored: Stored
@@ -126,7 +128,7 @@ def _locked(connection: Connection, for_update: bool) -> str:
 
 
 def _stored(row: Sequence[Any]) -> Stored:
-    return Stored(row[0], row[1], row[2], row[3], bool(row[4]), bytes(row[5]), row[6], row[7], row[8], row[9])
+    return Stored(row[0], row[1], row[2], row[3], bool(row[4]), row[5], row[6], row[7], row[8], row[9])
 
 
 # --- history -------------------------------------------------------------------------------------------------
@@ -464,14 +466,14 @@ def search(connection: Connection, query: Query, *, limit: int, after: Place | N
     """At most `limit` resources in order, beginning after a place."""
     page = plan.page(query, limit, after, _engine(connection))
     width = len(query.order) + 1
-    if is_sqlite(connection):
-        places = run(connection, page.text, page.values).fetchall()
-        rows = _fetch(connection, [place[-1] for place in places])
-        return [Hit(_stored(rows[place[-1]]), tuple(place)) for place in places]
     # One statement, so that what is shown is what was found.
-    sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {_COLUMNS} FROM page
-        JOIN resource r ON r.rid = page.rid {plan.ordering(query.order, "page.")}"""
-    return [Hit(_stored(row[width:]), tuple(row[:width])) for row in run(connection, sql, page.values)]
+    if is_sqlite(connection):
+        # Never sorted again, with the bodies: the page is read in its order, and each row looked up beside it.
+        sql = f"SELECT page.*, {_COLUMNS} FROM ({page.text}) page CROSS JOIN resource r WHERE r.rid = page.rid"
+    else:
+        sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {_COLUMNS} FROM page
+            JOIN resource r ON r.rid = page.rid {plan.ordering(query.order, "page.")}"""
+    return [Hit(_stored(row[width:]), row[:width]) for row in run(connection, sql, page.values)]
 
 
 def _engine(connection: Connection) -> plan.Engine:
@@ -487,11 +489,6 @@ def _engine(connection: Connection) -> plan.Engine:
         return known[number]
 
     return plan.Engine(True, has_apart)
-
-
-def _fetch(connection: Connection, rids: Sequence[int]) -> dict[int, Any]:
-    sql = f"SELECT {_COLUMNS} FROM json_each(?) j CROSS JOIN resource r WHERE r.rid = j.value"
-    return {row[6]: row for row in run(connection, sql, (str(list(rids)),))} if rids else {}
 
 
 def count(connection: Connection, query: Query) -> int:
