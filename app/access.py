@@ -19,7 +19,9 @@ SCOPE = re.compile(
 SHARED_TYPES = frozenset(
     {"Practitioner", "PractitionerRole", "Organization", "Location", "Endpoint", "Device", "ConceptMap"}
 )
-"""Types that belong to no patient: under a patient/ scope the scope's type is their only bound."""
+"""Types that belong to no patient: a patient/ scope may read all of them, but for what is one patient's own, such as
+an implant, and write none but the patient's own."""
+READING = frozenset("rs")
 
 # A token scope value or reference, per search parameter: ("urn:dicom:uid", "urn:oid:1.2") or ("Patient", "7").
 Value = tuple[str, str]
@@ -134,7 +136,11 @@ def _covers(scope: Scope, access: Access, action: Action, facts: Facts) -> bool:
 def _in_compartment(access: Access, action: Action, facts: Facts) -> bool:
     if access.patient_id is None:
         return False
-    return action.resource_type in SHARED_TYPES or facts.patient_id == access.patient_id
+    if facts.patient_id is not None:
+        return facts.patient_id == access.patient_id
+    # Whoever is named and not known here is not the patient in context.
+    is_shared = action.resource_type in SHARED_TYPES and not facts.index.get("patient")
+    return is_shared and action.verb in READING
 
 
 def _meets(facts: Facts, name: str, text: str) -> bool:

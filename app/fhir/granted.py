@@ -9,13 +9,13 @@ from typing import Any, TypedDict
 
 import msgspec
 
-from app.access import SHARED_TYPES, Access, Action, Scope, bounds, decide, permits
+from app.access import READING, SHARED_TYPES, Access, Action, Scope, bounds, decide, permits
 from app.errors import BadRequest, Forbidden
 from app.fhir import criteria, index, resources
 from app.fhir.registry import Offer, offer, offers
 from app.fhir.resources import STUDY_UID
 from app.fhir.site import here
-from app.store.query import Clause, Condition, Ids, Link, Owner, Query, Referred, Target, Token
+from app.store.query import Clause, Condition, Ids, Link, Owner, Present, Query, Referred, Target, Token
 from app.store.resources import Stored
 
 _PATIENT_PARAMS = frozenset({"patient", "subject"})
@@ -30,7 +30,7 @@ def is_bounded(access: Access, action: Action) -> bool:
     """Whether there may be resources of this type that the grant does not cover."""
     if _is_bound_to_studies(access, action.resource_type):
         return True
-    return not any(_is_free(scope, access, action.resource_type) for scope in bounds(access, action))
+    return not any(_is_free(scope, access, action) for scope in bounds(access, action))
 
 
 def readable(access: Access, stored: Stored, verb: str = "r") -> bool:
@@ -43,12 +43,12 @@ def readable(access: Access, stored: Stored, verb: str = "r") -> bool:
         return not is_bounded(access, action)
     scopes = bounds(access, action)
     if not _is_bound_to_studies(access, stored.resource_type):
-        if any(_is_free(scope, access, stored.resource_type) for scope in scopes):
+        if any(_is_free(scope, access, action) for scope in scopes):
             return True
         plain = any(not scope.criteria for scope in scopes)
         if plain and access.patient_id is not None and _owner(stored) == access.patient_id:
             return True
-        if all(not scope.criteria for scope in scopes):
+        if all(not scope.criteria for scope in scopes) and stored.resource_type not in SHARED_TYPES:
             return False
     return decide(access, action, resources.facts_of(resources.loads(stored.body)))
 
@@ -73,8 +73,7 @@ def require_patient(access: Access, resource_types: Iterable[str], patient_id: s
 
 def _confined(query: Query, offer: Offer, access: Access, scopes: Iterable[Scope]) -> Query:
     clauses = tuple(_inward(clause, access) for clause in query.clauses)
-    found = dict.fromkeys(_clauses(scope, offer, access) for scope in scopes)
-    allowed = tuple(clauses for clauses in found if clauses is not None)
+    allowed = tuple(dict.fromkeys(found for scope in scopes for found in _allowances(scope, offer, access)))
     return replace(query, clauses=clauses, allowed=((),) if () in allowed else allowed)
 
 
@@ -96,21 +95,40 @@ def _is_bound_to_studies(access: Access, resource_type: str) -> bool:
     return access.studies is not None and resource_type == "ImagingStudy"
 
 
-def _is_free(scope: Scope, access: Access, resource_type: str) -> bool:
-    return not scope.criteria and (scope.context != "patient" or _is_shared(access, resource_type))
+def _is_free(scope: Scope, access: Access, action: Action) -> bool:
+    if scope.criteria:
+        return False
+    return scope.context != "patient" or (
+        access.patient_id is not None
+        and action.verb in READING
+        and action.resource_type in SHARED_TYPES
+        and not offer(action.resource_type).patient
+    )
 
 
-def _is_shared(access: Access, resource_type: str) -> bool:
-    return access.patient_id is not None and resource_type in SHARED_TYPES
+def _allowances(scope: Scope, offer: Offer, access: Access) -> list[tuple[Clause, ...]]:
+    """What a scope demands; each alternative is enough, and without one it allows nothing."""
+    demanded = _clauses(scope, offer, access)
+    if demanded is None:
+        return []
+    return [(*owned, *demanded) for owned in _compartment(scope, offer, access)]
+
+
+def _compartment(scope: Scope, offer: Offer, access: Access) -> list[tuple[Clause, ...]]:
+    """Under a patient/ scope: what is the patient's, and of the shared types what is nobody's."""
+    if scope.context != "patient":
+        return [()]
+    if access.patient_id is None:
+        return []
+    own = (Clause((Owner(access.patient_id),)),)
+    if offer.resource_type not in SHARED_TYPES:
+        return [own]
+    return [own, (Clause((Present("patient", "reference"),), negated=True),)] if offer.patient else [()]
 
 
 def _clauses(scope: Scope, offer: Offer, access: Access) -> tuple[Clause, ...] | None:
-    """What a scope demands; None when it allows nothing."""
+    """What a scope demands beside the compartment; None when it allows nothing."""
     clauses: list[Clause] = []
-    if scope.context == "patient" and not _is_shared(access, offer.resource_type):
-        if access.patient_id is None:
-            return None
-        clauses.append(Clause((Owner(access.patient_id),)))
     if access.studies is not None and offer.resource_type == "ImagingStudy":
         uids = (Token("identifier", STUDY_UID, f"urn:oid:{uid}") for uid in sorted(access.studies))
         clauses.append(Clause(tuple(uids)))

@@ -161,3 +161,37 @@ def test_a_lone_surrogate_anywhere_in_a_bundle_is_refused(client: httpx.Client, 
     assert client.patch("/fhir/Patient/mine", content=patch, headers=JSON_PATCH).status_code in {400, 422}
     patch = rb'[{"op":"add","path":"/%s","value":"x"}]' % surrogate
     assert client.patch("/fhir/Patient/mine", content=patch, headers=JSON_PATCH).status_code in {400, 422}
+
+
+# --- types that belong to nobody ----------------------------------------------------------------------------------
+
+
+def test_a_device_inside_another_patient_is_not_shared(narrow: httpx.Client, client: httpx.Client) -> None:
+    implant = {"resourceType": "Device", "id": "d2", "serialNumber": "S", "patient": {"reference": "Patient/other"}}
+    own = {"resourceType": "Device", "id": "d1", "patient": {"reference": "Patient/mine"}}
+    scanner = {"resourceType": "Device", "id": "scanner", "serialNumber": "S"}
+    seeded(client, implant, own, scanner)
+    assert narrow.get("/fhir/Device/d2").status_code == 403
+    assert narrow.get("/fhir/Device/d2/_history").status_code == 403
+    found = narrow.get("/fhir/Device?_total=accurate").json()
+    assert found["total"] == 2
+    assert sorted(entry["resource"]["id"] for entry in found["entry"]) == ["d1", "scanner"]
+    assert {one.status_code for one in (narrow.get("/fhir/Device/d1"), narrow.get("/fhir/Device/scanner"))} == {200}
+    assert put(narrow, {**implant, "patient": {"reference": "Patient/mine"}}).status_code == 403
+    assert put(narrow, {**own, "patient": {"reference": "Patient/other"}}).status_code == 403
+    assert put(narrow, {**own, "serialNumber": "2"}).status_code == 200
+
+
+def test_a_grant_for_one_patient_does_not_change_what_all_patients_share(
+    narrow: httpx.Client, client: httpx.Client
+) -> None:
+    house = {"resourceType": "Organization", "id": "house", "name": "House"}
+    seeded(client, house)
+    assert narrow.get("/fhir/Organization/house").status_code == 200
+    assert narrow.get("/fhir/Organization/nowhere").status_code == 404
+    assert put(narrow, {**house, "name": "Mine"}).status_code == 403
+    assert put(narrow, {**house, "id": "nowhere"}).status_code == 403
+    assert narrow.delete("/fhir/Organization/house").status_code == 403
+    del house["id"]
+    assert narrow.post("/fhir/Organization", content=orjson.dumps(house), headers=FHIR).status_code == 403
+    assert client.get("/fhir/Organization?_total=accurate").json()["total"] == 1
