@@ -45,6 +45,10 @@ IDLE_SECONDS = 30
 KEPT = 16
 """So many idle reading connections stay open on SQLite; each may hold CACHE_KB of pages."""
 CACHE_KB = 2048
+WRITER_CACHE_KB = 16384
+"""The writer keeps the upper pages of every index, so that it need not read them back from the log."""
+CHECKPOINT_PAGES = 4000
+"""The log is copied into the database after so many pages (16 MB): what changed often meanwhile is copied once."""
 MAPPED_BYTES = 256 << 20
 """Pages mapped from the file are the system's cache, not this process's memory."""
 STEPS = 20_000
@@ -188,7 +192,7 @@ class Store:
         connection: Connection | None = None
         while (batch := self._batch()) is not None:
             try:
-                connection = connection or self.engine.connect()
+                connection = connection or self._writing()
                 self._commit(connection, batch)
             except BaseException as error:  # noqa: BLE001 - whatever it was, every waiting caller must hear of it
                 for _, future in batch:
@@ -196,6 +200,13 @@ class Store:
                         future.set_exception(error)
         if connection is not None:
             connection.close()
+
+    def _writing(self) -> Connection:
+        connection = self.engine.connect()
+        connection.exec_driver_sql(f"PRAGMA cache_size=-{WRITER_CACHE_KB}")
+        # Savepoints remember the pages that they change: in memory, or half of all that is written would be for them.
+        connection.exec_driver_sql("PRAGMA temp_store=MEMORY")
+        return connection
 
     def _batch(self) -> list[Work] | None:
         first = self._queue.get()
@@ -281,6 +292,7 @@ def _configure_sqlite(connection: Any, _record: object) -> None:
         f"busy_timeout={BUSY_SECONDS * 1000}",
         f"cache_size=-{CACHE_KB}",
         f"mmap_size={MAPPED_BYTES}",
+        f"wal_autocheckpoint={CHECKPOINT_PAGES}",
     ):
         connection.execute(f"PRAGMA {pragma}")
 
