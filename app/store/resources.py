@@ -8,6 +8,7 @@ import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any, NamedTuple, TypedDict, Unpack
 
 import psycopg
@@ -23,6 +24,8 @@ DAY = 86_400_000
 _CHUNK = 1000
 _CHUNK_BYTES = 16 << 20
 """PostgreSQL gets at most so much in one statement."""
+_RUNS = (256, 32)
+"""SQLite gets so many index rows in one statement."""
 _DIGEST = "search index"
 
 
@@ -420,10 +423,27 @@ def _insert_rows(connection: Connection, table: str, rows: Sequence[tuple[Any, .
         return
     names = ", ".join(columns)
     if is_sqlite(connection):
-        run_many(connection, f"INSERT INTO {table} ({names}) VALUES ({', '.join('?' * len(columns))})", rows)
+        row = f"({', '.join('?' * len(columns))})"
+        for some in _runs(rows):
+            values = ", ".join([row] * len(some))
+            run(connection, f"INSERT INTO {table} ({names}) VALUES {values}", [*chain.from_iterable(some)])
         return
     sql = f"INSERT INTO {table} ({names}) SELECT * FROM {_arrays(columns)}"
     run(connection, sql, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _runs(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:
+    """Rows for one statement each: every statement hands Python's lock to other threads, and may wait to get it back.
+
+    Two lengths and what remains of the smaller one, so that few statements are prepared.
+    """
+    at = 0
+    for length in _RUNS:
+        while len(rows) - at >= length:
+            yield rows[at : at + length]
+            at += length
+    if at < len(rows):
+        yield rows[at:]
 
 
 def _arrays(columns: Mapping[str, str]) -> str:
