@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from itertools import islice
 
 import msgspec
 from sqlalchemy.engine import Connection
 
-from app.access import Action, permits
+from app.access import Action, bounds, permits
 from app.errors import Forbidden, NotFound
 from app.fhir import bundle, dates, granted, http, resources
 from app.fhir.calls import Call, Reply
 from app.fhir.registry import offers
 from app.fhir.search import refusal
 from app.store import resources as rows
+from app.store.query import Place
 from app.store.resources import Hit, Stored
 
 DEFAULT_COUNT = 50
@@ -63,23 +66,40 @@ def _page(call: Call, connection: Connection, kinds: list[str], verb: str) -> Re
     applied = [(name, value) for name, value in call.criteria if name not in {bundle.PAGE, *http.FORMATS}]
     place = http.single(call.criteria, bundle.PAGE)
     bound = (f"{call.target}/_history", applied, call.access)
-    hits = rows.history(
-        connection,
+    past = rows.Past(
         types=kinds,
         resource_id=call.resource_id or None,
         since=_since(http.single(call.criteria, "_since")),
         at=_interval(http.single(call.criteria, "_at"), "_at"),
-        limit=count + 1,
-        after=bundle.unseal(call.door.key, bound, place) if place else None,
+        patient_id=_patient(call, kinds, verb),
     )
+    after = bundle.unseal(call.door.key, bound, place) if place else None
+    shown = (hit for hit in _versions(connection, past, count + 1, after) if _shows(call, hit, verb))
+    hits = list(islice(shown, count + 1))
     page, path = hits[:count], f"{call.target}/_history".lstrip("/")
     links = [("self", bundle.address(call.door.base, path, [*applied, *([(bundle.PAGE, place)] if place else [])]))]
     if count and len(hits) > count:
         following = (bundle.PAGE, bundle.seal(call.door.key, bound, page[-1].place))
         links.append(("next", bundle.address(call.door.base, path, [*applied, following])))
-    entries = [_entry(call.door.base, hit.stored) for hit in page if _shows(call, hit, verb)]
+    entries = [_entry(call.door.base, hit.stored) for hit in page]
     total = len(entries) if not place and len(hits) <= count else None
     return Reply(200, bundle.joined("history", entries, links, total))
+
+
+def _versions(connection: Connection, past: rows.Past, limit: int, after: Place | None) -> Iterator[Hit]:
+    """Versions as long as they are asked for: pages must not tell how many a caller may not see."""
+    while True:
+        hits = rows.history(connection, limit=limit, after=after, **past)
+        yield from hits
+        if len(hits) < limit:
+            return
+        after, limit = hits[-1].place, MAX_COUNT
+
+
+def _patient(call: Call, kinds: list[str], verb: str) -> str | None:
+    """The patient in context, when the caller may see nothing but what is the patient's or nobody's."""
+    scopes = (scope for kind in kinds for scope in bounds(call.access, Action(verb, kind)))
+    return call.access.patient_id or "" if all(scope.context == "patient" for scope in scopes) else None
 
 
 def _shows(call: Call, hit: Hit, verb: str) -> bool:

@@ -138,13 +138,17 @@ def _stored(row: Sequence[Any]) -> Stored:
 
 
 class Past(TypedDict, total=False):
-    """Which versions: of one resource, of types, or all; made since, or current at some moment of [lo, hi)."""
+    """Which versions: of one resource, of types, or all; made since, or current at some moment of [lo, hi).
+
+    With a patient, those of resources that are now this patient's or nobody's.
+    """
 
     resource_type: str | None
     types: Sequence[str] | None
     resource_id: str | None
     since: int | None
     at: tuple[int, int] | None
+    patient_id: str | None
 
 
 def history(connection: Connection, *, limit: int, after: Place | None = None, **past: Unpack[Past]) -> list[Hit]:
@@ -182,6 +186,8 @@ def _which(past: Past, kind: str | None, row: str) -> Iterator[tuple[str, tuple[
         yield "r.resource_type = ? AND r.resource_id = ?", (kind, resource_id)
     elif kind is not None:
         yield f"{row}.resource_type = ?", (kind,)
+    if past.get("patient_id") is not None:
+        yield "(r.patient_id = ? OR r.patient_id IS NULL)", (past.get("patient_id"),)
 
 
 def _when(past: Past, row: str) -> Iterator[tuple[str, tuple[Any, ...]]]:

@@ -195,3 +195,28 @@ def test_a_grant_for_one_patient_does_not_change_what_all_patients_share(
     del house["id"]
     assert narrow.post("/fhir/Organization", content=orjson.dumps(house), headers=FHIR).status_code == 403
     assert client.get("/fhir/Organization?_total=accurate").json()["total"] == 1
+
+
+# --- history ------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("address", "count"), [("/fhir/Observation/_history", 1), ("/fhir/_history", 2)])
+def test_a_history_does_not_tell_that_others_have_versions(narrow: httpx.Client, address: str, count: int) -> None:
+    page = narrow.get(address, params={"_count": count}).json()
+    assert (page["total"], len(page["entry"])) == (count, count)
+    assert "next" not in {link["relation"] for link in page["link"]}
+    page = narrow.get(address, params={"_count": count - 1}).json()
+    assert len(page.get("entry", [])) == count - 1
+
+
+def test_a_history_under_a_criterion_has_full_pages(server: Server, client: httpx.Client) -> None:
+    server.callers["some"] = caller("user/Observation.rs?code=http://loinc.org|1")
+    coded = {"coding": [{"system": "http://loinc.org", "code": "1"}]}
+    seeded(client, observation("a", "mine", code=coded), *(observation(f"x{n}", "other") for n in range(5)))
+    seeded(client, observation("b", "mine", code=coded), observation("x9", "other"))
+    with server.client("some") as some:
+        page = some.get("/fhir/Observation/_history?_count=1").json()
+        [following] = [link["url"] for link in page["link"] if link["relation"] == "next"]
+        rest = some.get(following.removeprefix("http://localhost:8080")).json()
+    assert [entry["resource"]["id"] for one in (page, rest) for entry in one["entry"]] == ["b", "a"]
+    assert "next" not in {link["relation"] for link in rest["link"]}
