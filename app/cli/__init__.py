@@ -86,10 +86,10 @@ def demo(data_dir: Annotated[Path | None, typer.Option()] = None, once: bool = F
 @app.command()
 def serve(role: Role = "all") -> None:
     """Run the server, or one role of it."""
-    from app.store import schema
+    from app.fhir import rebuild
 
     settings = Settings()
-    schema.require_current_url(settings.database)
+    rebuild.require_served(settings)
     if role == "all":
         from app.main import everything
 

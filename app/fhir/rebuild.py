@@ -42,6 +42,17 @@ def upgrade(settings: Settings, progress: Progress = lambda _kind, _done: None) 
         store.close()
 
 
+def require_served(settings: Settings) -> None:
+    """ConfigurationError unless this installation's schema is at head and its index fits."""
+    site.settle(settings.fhir_base, settings.zone)
+    store = Store(settings.database)
+    try:
+        schema.require_current(store)
+        require_current(store)
+    finally:
+        store.close()
+
+
 def is_current(connection: Connection) -> bool:
     """Whether the index holds what this release searches by."""
     return rows.index_digest(connection) == registry.digest()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from sqlalchemy.engine import Connection
 
-from app.fhir import conformance, rebuild, resources
+from app.fhir import conformance, resources
 from app.main import demo_ehr
 from app.settings import Settings
 from app.smart import clients
@@ -24,7 +24,6 @@ def prepare(settings: Settings) -> None:
     store = Store(settings.database)
     try:
         schema.require_current(store)
-        rebuild.require_current(store)
         signing.ensure_key(store, settings)
         store.transact(lambda connection: _seed(connection, settings))
         store.transact(lambda connection: conformance.seed(connection, settings))

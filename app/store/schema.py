@@ -23,24 +23,6 @@ def migrate(store: Store) -> None:
         command.upgrade(config, "head")
 
 
-def migrate_url(url: str) -> None:
-    """Bring the database at this address to head."""
-    store = Store(url)
-    try:
-        migrate(store)
-    finally:
-        store.close()
-
-
-def require_current_url(url: str) -> None:
-    """Raise ConfigurationError unless the database at this address is at head."""
-    store = Store(url)
-    try:
-        require_current(store)
-    finally:
-        store.close()
-
-
 def require_current(store: Store) -> None:
     """Raise ConfigurationError unless the database is at head."""
     head = ScriptDirectory.from_config(_config()).get_current_head()

@@ -48,6 +48,17 @@ def test_an_empty_database_asks_for_migrate(tmp_path: Path, words: tuple[str, ..
     assert done.stderr.endswith("run `isocenter migrate`\n")
 
 
+def test_an_index_made_for_another_zone_is_made_anew_before_serving(tmp_path: Path) -> None:
+    assert isocenter(tmp_path, "migrate").returncode == 0
+    assert isocenter(tmp_path, "index", "status").stdout == '{"current": true}\n'
+    zone = {"ISOCENTER_TIMEZONE": "Europe/Vienna"}
+    refused = isocenter(tmp_path, "serve", "--role", "api", **zone)
+    assert refused.returncode == 1
+    assert refused.stderr.endswith("run `isocenter index rebuild`\n")
+    assert isocenter(tmp_path, "index", "rebuild", **zone).stdout == '{"resources": 0}\n'
+    assert isocenter(tmp_path, "index", "status", **zone).stdout == '{"current": true}\n'
+
+
 def test_keys_that_are_no_json_are_named(tmp_path: Path) -> None:
     (tmp_path / "keys.json").write_text("no json")
     assert isocenter(tmp_path, "migrate").returncode == 0
