@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
+from functools import cache
 
 from sqlalchemy.engine import Connection
 
 from app.audit import Record
-from app.store.database import now, run_many
+from app.store.database import now, run
 
 _INSERT = (
     "INSERT INTO auditrow (at, door, action, outcome, client_id, grant_id, fhir_user, patient_id, study_uid, target,"
-    " request_id, detail) VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+    " request_id, detail) VALUES "
 )
+_ROW = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_TOGETHER = 100
+"""Rows of one statement. Row by row each would wait anew for the interpreter while requests are answered."""
 
 
 def add(connection: Connection, record: Record) -> None:
@@ -23,7 +27,15 @@ def add(connection: Connection, record: Record) -> None:
 
 def add_many(connection: Connection, noted: Iterable[tuple[int, Record]]) -> None:
     """Append records, each with the time in milliseconds at which it happened."""
-    run_many(connection, _INSERT, [_values(at, record) for at, record in noted])
+    rows = [_values(at, record) for at, record in noted]
+    for first in range(0, len(rows), _TOGETHER):
+        some = rows[first : first + _TOGETHER]
+        run(connection, _statement(len(some)), [value for row in some for value in row])
+
+
+@cache
+def _statement(rows: int) -> str:
+    return _INSERT + ", ".join([_ROW] * rows)
 
 
 def _values(at: int, record: Record) -> Sequence[object]:
@@ -39,5 +51,5 @@ def _values(at: int, record: Record) -> Sequence[object]:
         record.study_uid,
         record.target,
         record.request_id,
-        json.dumps(record.detail),
+        json.dumps(record.detail) if record.detail else "{}",
     )
