@@ -142,21 +142,23 @@ def _guarded(step: Step, reader: Reader) -> Reader:
 
 
 def _holds(value: Json, condition: Condition) -> bool:
-    return any(_meets(one, condition) for one in _at(value, condition.names))
+    return _reaches(value, condition.names, condition)
+
+
+def _reaches(value: Any, names: tuple[str, ...], condition: Condition) -> bool:
+    """Whether the names lead from a value to one that meets the condition."""
+    if not names:
+        return _meets(value, condition)
+    found = value.get(names[0])
+    if type(found) is list:
+        return any(one is not None and _reaches(one, names[1:], condition) for one in found)
+    return found is not None and _reaches(found, names[1:], condition)
 
 
 def _meets(value: Any, condition: Condition) -> bool:
     if not condition.inner:
         return value == condition.value
     return all(_holds(value, inner) for inner in condition.inner)
-
-
-def _at(value: Any, names: tuple[str, ...]) -> list[Any]:
-    found = [value]
-    for name in names:
-        inside = [one.get(name) for one in found]
-        found = [item for one in inside for item in (one if isinstance(one, list) else [one]) if item is not None]
-    return found
 
 
 def _read(parameter: Parameter) -> Iterator[tuple[Leaf, Reader]]:

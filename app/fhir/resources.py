@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
+from functools import lru_cache
 from typing import Any
 
 import msgspec
@@ -180,7 +181,7 @@ def deleted(before: Stored, *, cause: str) -> Change:
 def _change(new: Stored, draft: Draft, before: Stored | None, natural_key: str | None) -> Change:
     resource = {**draft.resource, "id": new.resource_id}
     found = index.extract(resource, offer(new.resource_type))
-    return Change(_spliced(replace(new, patient_id=found.patient_id)), found, before, natural_key)
+    return Change(_spliced(new, found.patient_id), found, before, natural_key)
 
 
 def put(connection: Connection, resource: Json, *, cause: str, natural_key: str | None = None) -> Stored:
@@ -282,22 +283,25 @@ def _canonical(value: Any) -> bytes:
 _SORTED = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
-def _spliced(new: Stored) -> Stored:
+def _spliced(new: Stored, patient_id: str | None) -> Stored:
     """The stored bytes: the client's own but for `id` and `meta`, which stand where they stood or at the beginning."""
     tree = _TREE.decode(new.body)
-    meta = _TREE.decode(tree["meta"]) if "meta" in tree else Tree()
-    meta = {
-        **meta,
-        "versionId": msgspec.Raw(_ENCODER.encode(str(new.version))),
-        "lastUpdated": msgspec.Raw(_ENCODER.encode(instant(new.updated))),
+    meta: dict[str, Any] = {**_TREE.decode(tree["meta"])} if "meta" in tree else {}
+    own = {
+        "id": new.resource_id,
+        "meta": {**meta, "versionId": str(new.version), "lastUpdated": instant(new.updated)},
     }
-    own: Tree = {"id": msgspec.Raw(_ENCODER.encode(new.resource_id)), "meta": msgspec.Raw(_ENCODER.encode(meta))}
-    first: Tree = {"resourceType": tree["resourceType"], **{name: own[name] for name in own if name not in tree}}
+    first = {"resourceType": tree["resourceType"], **{name: own[name] for name in own if name not in tree}}
     ordered = {**first, **tree, **own} if len(first) > 1 else {**tree, **own}
-    return replace(new, body=_ENCODER.encode(ordered))
+    return replace(new, body=_ENCODER.encode(ordered), patient_id=patient_id)
 
 
 def instant(milliseconds: int) -> str:
     """A FHIR instant in UTC with milliseconds."""
     seconds, rest = divmod(milliseconds, 1000)
-    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest:03d}Z"
+    return f"{_second(seconds)}.{rest:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _second(seconds: int) -> str:
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}"
