@@ -208,6 +208,7 @@ def writing(site: Site, found: Measured) -> None:
     found.tell(
         f"create, {CLIENTS} clients", f"{told['rate']:.0f}/s (p50 {told['p50']:.1f} ms, p99 {told['p99']:.1f} ms)"
     )
+    found.tell("create: processor time", f"{told['cpu']:.0f} µs")
     told = site.load(single[-400:], clients=1, seconds=SECONDS / 2, limit=300)
     found.tell("create, 1 client", f"{told['rate']:.0f}/s")
     size = 100
