@@ -215,8 +215,10 @@ def write(connection: Connection, changes: Sequence[Change]) -> list[Stored]:
         stored = [_numbered(change, numbers) for change in some]
         fresh = [(one, change.index) for one, change in zip(stored, some, strict=True) if change.before is None]
         known = [(one, change.index) for one, change in zip(stored, some, strict=True) if change.before is not None]
-        _index(connection, {}, _entries(fresh))
-        _index(connection, _indexed(connection, [one.rid for one, _ in known]), _entries(known))
+        if fresh:
+            _index(connection, {}, _entries(fresh))
+        if known:
+            _index(connection, _indexed(connection, [one.rid for one, _ in known]), _entries(known))
         written += stored
     return written
 
@@ -404,10 +406,11 @@ def _index(connection: Connection, before: Rows, now: Rows) -> None:
     """Write only what differs: most of a resource's values outlive a change."""
     with together(connection):
         for table, rows in now.items():
-            had = before.get(table, set[tuple[Any, ...]]())
-            _delete_rows(connection, table, had - rows)
+            had = before.get(table)
+            if had:
+                _delete_rows(connection, table, had - rows)
             # In the order of the primary key, so that neighbours land on one page.
-            _insert_rows(connection, table, sorted(rows - had))
+            _insert_rows(connection, table, sorted(rows - had if had else rows))
 
 
 def _delete_rows(connection: Connection, table: str, rows: Iterable[tuple[Any, ...]]) -> None:
