@@ -21,6 +21,8 @@ Json = dict[str, Any]
 MAX_OPERATIONS = 1000
 MAX_COPIED = 500_000
 """So many JSON values may one patch add by `copy`, which could otherwise double a resource again and again."""
+TEXT = 32
+"""So many characters of a text count as one value more."""
 
 _INDEX = re.compile(r"0|[1-9]\d{0,8}", re.ASCII)
 _POINTER = re.compile(r"(?:/(?:[^~/]|~[01])*)*")
@@ -126,7 +128,7 @@ def _owned(before: Json, name: str) -> Unprocessable:
 def _copied(value: Any, count: list[int] | None = None) -> Any:
     """A deep copy; Unprocessable when the count of values goes beyond the limit."""
     if count is not None:
-        count[0] += 1
+        count[0] += 1 + (len(value) // TEXT if type(value) is str else 0)
         if count[0] > MAX_COPIED:
             raise Unprocessable(f"a patch may copy at most {MAX_COPIED} values")
     if type(value) is dict:
