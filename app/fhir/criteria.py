@@ -20,6 +20,7 @@ CONTROLS = ("_count", "_sort", "_include", "_revinclude", "_summary", "_elements
 """What shapes the answer and is no criterion."""
 MAX_DEPTH = 5
 """At most so many references from the resource to what is asked of another one."""
+MAX_NAME = 64
 _REVERSE = "_has:"
 _NAME_PARTS = {"name.given": "given", "name.family": "family"}
 """IHE's IMR asks for the parts of a name by path, where R4 has a parameter for each."""
@@ -75,7 +76,8 @@ def unknown(offer: Offer, name: str) -> Unknown:
 
 
 def _guess(name: str, known: Iterable[str]) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7)
+    # Nobody meant one of ours by a word that is longer than all of them.
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.7) if len(name) <= MAX_NAME else []
     return f": did you mean {close[0]}?" if close else "."
 
 

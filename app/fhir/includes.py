@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from time import monotonic
 
 from sqlalchemy.engine import Connection
 
 from app.access import Access
+from app.errors import Unavailable
 from app.fhir import granted
 from app.fhir.registry import offers
 from app.fhir.search import Include, Search
@@ -15,6 +17,7 @@ from app.store import resources as rows
 from app.store.resources import Stored
 
 MAX_INCLUDED = 1000
+SECONDS = 30
 
 Pair = tuple[str, str]
 
@@ -25,6 +28,12 @@ class Included:
 
     stored: list[Stored] = field(default_factory=list[Stored])
     is_cut: bool = False
+    until: float = field(default_factory=lambda: monotonic() + SECONDS)
+
+    def require_time(self) -> None:
+        """Unavailable when following took too long: many quick statements are under no time limit of the database."""
+        if monotonic() > self.until:
+            raise Unavailable("this takes too long to find: ask for fewer includes")
 
 
 def included(connection: Connection, access: Access, search: Search, matches: Sequence[Stored]) -> Included:
@@ -57,6 +66,7 @@ def _followed(
     for include in includes:
         numbers = [stored.rid for stored in reached if stored.resource_type == include.resource_type]
         if numbers:
+            found.require_time()
             goals = rows.targets(connection, include.resource_type, include.param, numbers, MAX_INCLUDED + 1)
             found.is_cut |= len(goals) > MAX_INCLUDED
             pairs |= {goal for goal in goals if include.target_type in {"", goal[0]}}
@@ -71,6 +81,7 @@ def _leading(
     for include in includes:
         goals = [_pair(stored) for stored in reached if include.target_type in {"", stored.resource_type}]
         if goals:
+            found.require_time()
             ids = rows.referrers(connection, include.resource_type, include.param, goals, MAX_INCLUDED + 1)
             found.is_cut |= len(ids) > MAX_INCLUDED
             pairs |= {(include.resource_type, resource_id) for resource_id in ids}

@@ -22,6 +22,7 @@ from app.errors import (
     Issue,
     NotFound,
     PreconditionFailed,
+    TooLarge,
     Unprocessable,
 )
 from app.fhir import audit_events, binary, granted, http, links, outcome, patch, resources, search, shaping
@@ -30,6 +31,7 @@ from app.fhir.registry import offers
 from app.fhir.resources import Draft
 from app.fhir.validation import Json
 from app.store import resources as rows
+from app.store.database import limited
 from app.store.resources import Change, Stored
 
 
@@ -50,6 +52,9 @@ class Plan:
         return known.resource_id if known else self.call.resource_id
 
 
+MAX_FORM = 1 << 20
+MATCH_SECONDS = 10
+"""So long may a write look for what its condition means: other writes wait for it."""
 _PARTS = ("_summary", "_elements")
 Planner = Callable[[Connection], Plan]
 Work = Callable[[Connection], Reply]
@@ -368,7 +373,8 @@ def matches(
         raise PreconditionFailed("a condition needs at least one search criterion")
     rows.lock(connection, f"{resource_type}?{sorted(wanted.applied)}")
     query = granted.confine(wanted.query, offer, call.access)
-    return [hit.stored for hit in rows.search(connection, query, limit=2)]
+    with limited(connection, MATCH_SECONDS):
+        return [hit.stored for hit in rows.search(connection, query, limit=2)]
 
 
 # --- carrying out --------------------------------------------------------------------------------------------
@@ -445,6 +451,8 @@ def reply(plan: Plan) -> Reply:
 def require_form(call: Call) -> list[tuple[str, str]]:
     """The criteria of `POST …/_search`: those of the address, then those of the form."""
     http.require_form(call.headers)
+    if len(call.body) > MAX_FORM:
+        raise TooLarge(f"a search may have at most {MAX_FORM} bytes")
     try:
         form = parse_qsl(call.body.decode(), keep_blank_values=True, max_num_fields=1000)
     except (UnicodeDecodeError, ValueError) as error:

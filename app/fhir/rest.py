@@ -10,6 +10,7 @@ import asyncio
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from functools import partial
 from typing import TypeVar
 from urllib.parse import parse_qsl
 
@@ -44,6 +45,10 @@ LOOP_SECONDS = 0.03
 READ_SECONDS = 30
 JUDGED_IN_LOOP = 32 * 1024
 """Bodies up to this size are parsed and validated in the event loop."""
+
+FORM_IN_LOOP = 8 * 1024
+COUNT_IN_LOOP = 100
+"""Longer forms are read, and larger pages are made, in a thread."""
 
 QUICK = frozenset({"read", "vread", "search-type"})
 """Mostly point reads and indexed pages: tried in the event loop first."""
@@ -159,11 +164,14 @@ class Interface:
 
     async def _read(self, call: Call, method: str) -> Reply:
         if method == "POST":
-            call = replace(call, criteria=tuple(interactions.require_form(call)))
+            form = partial(interactions.require_form, call)
+            call = replace(
+                call, criteria=tuple(form() if len(call.body) <= FORM_IN_LOOP else await self._threaded(form))
+            )
         reader = routing.READERS[call.interaction]
         if call.resource_type and call.offer.kept:
             await self._threaded(self.door.settle_audit)
-        elif self.in_loop and call.interaction in QUICK:
+        elif self.in_loop and call.interaction in QUICK and _is_small(call):
             try:
                 return self._look(reader, call, LOOP_SECONDS)
             except Unavailable:
@@ -185,6 +193,12 @@ class Interface:
 
     async def _threaded(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
+
+
+def _is_small(call: Call) -> bool:
+    """Whether few resources are asked for: the time limit is the database's, and many take long to put together."""
+    counts = [value for name, value in call.criteria if name == "_count"]
+    return all(value.isdecimal() and len(value) < 4 and int(value) <= COUNT_IN_LOOP for value in counts)
 
 
 def _audited(call: Call, work: interactions.Work) -> interactions.Work:

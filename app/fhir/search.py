@@ -27,6 +27,7 @@ MAX_COUNT = 1000
 MAX_VALUES = 500
 MAX_IDS = 5000
 MAX_KEYS = 8
+MAX_INCLUDES = 200
 REMEMBERED = 2000
 """Searches of at most so many characters are read once."""
 FORMATS = ("_format", "_pretty")
@@ -111,6 +112,8 @@ def _read(
             ignored.extend(replace(issue, severity="warning") for issue in error.issues)
         else:
             parts.extend([part] if value else [])
+    if sum(part.word.partition(":")[0] in {"_include", "_revinclude"} for part in parts) > MAX_INCLUDES:
+        raise BadRequest(issues=(Issue("too-costly", f"a search takes at most {MAX_INCLUDES} includes"),))
     found = tuple(_search(number, kind, parts, tuple(ignored)) for number, kind in enumerate(kinds))
     for one in found:
         _check_size(one.query)
@@ -128,7 +131,7 @@ def has_criteria(search: Search) -> bool:
 def _search(number: int, kind: Offer, parts: Sequence[_Part], ignored: tuple[Issue, ...]) -> Search:
     set_by = {part.word: part.setting for part in parts}
     include, revinclude = (
-        tuple(one for part in parts if part.word.partition(":")[0] == word for one in part.setting)
+        tuple(dict.fromkeys(one for part in parts if part.word.partition(":")[0] == word for one in part.setting))
         for word in ("_include", "_revinclude")
     )
     shape = Shape(set_by.get("_summary", ""), set_by.get("_elements", ()))

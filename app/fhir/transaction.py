@@ -13,6 +13,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from email.utils import parsedate_to_datetime
 from http import HTTPStatus
+from time import monotonic
 from typing import Any
 from urllib.parse import parse_qsl
 
@@ -20,7 +21,17 @@ import msgspec
 from sqlalchemy.engine import Connection
 
 from app.audit import Outcome, Record
-from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, Issue, PreconditionFailed, Unprocessable
+from app.errors import (
+    BadRequest,
+    Conflict,
+    Forbidden,
+    IsocenterError,
+    Issue,
+    PreconditionFailed,
+    TooLarge,
+    Unavailable,
+    Unprocessable,
+)
 from app.fhir import entries, http, interactions, links, outcome, resources
 from app.fhir.calls import Call, Reply
 from app.fhir.entries import VERBS, Entry
@@ -31,10 +42,12 @@ from app.fhir.resources import Draft
 from app.fhir.routing import READERS
 from app.fhir.validation import Json
 from app.store import resources as rows
-from app.store.database import run, together
+from app.store.database import limited, run, together
 from app.store.resources import Stored
 
 READ_SECONDS = 30
+BATCH_SECONDS = 120
+MAX_ANSWER = 64 * 1024 * 1024
 CHUNK = 100
 """So many entries of a batch share one database transaction, in which each may fail for itself."""
 _ORDER = {"delete": 0, "create": 1, "update": 2, "patch": 3}
@@ -75,9 +88,7 @@ def batch(outer: Call, found: Sequence[Entry]) -> list[Answer]:
     writes = sorted((entry for entry in runnable if not entry.is_read), key=lambda one: _ORDER[one.call.interaction])
     for start in range(0, len(writes), CHUNK):
         answers |= _written(outer, writes[start : start + CHUNK])
-    for entry in runnable:
-        if entry.is_read:
-            answers[entry.index] = _looked(entry)
+    answers |= _looked_at([entry for entry in runnable if entry.is_read])
     outer.door.audit(outer.record("allowed"))
     return [answers[entry.index] for entry in found]
 
@@ -138,6 +149,23 @@ def _in_savepoint(connection: Connection, entry: Entry) -> Answer | IsocenterErr
         found = _answered(plan)
     run(connection, "RELEASE SAVEPOINT entry")
     return found
+
+
+def _looked_at(found: Sequence[Entry]) -> dict[int, Answer]:
+    """The reads of a batch, as long as there is time and room for their answers."""
+    answers: dict[int, Answer] = {}
+    until, size = monotonic() + BATCH_SECONDS, 0
+    for entry in found:
+        try:
+            _require_room(size)
+            if monotonic() > until:
+                raise Unavailable("the entries before took too long: ask for less at once")
+        except IsocenterError as error:
+            answers[entry.index] = _failed(entry, error)
+        else:
+            answers[entry.index] = _looked(entry)
+            size += len(answers[entry.index])
+    return answers
 
 
 def _looked(entry: Entry) -> Answer:
@@ -202,7 +230,7 @@ def transaction(outer: Call, found: Sequence[Entry]) -> list[Answer]:
         raise refusal
     if all(entry.is_read for entry in found):
         with outer.door.store.read(seconds=READ_SECONDS) as connection:
-            answers = {entry.index: _read_named(entry, connection) for entry in found}
+            answers = _read_all(found, connection)
         for call in [*(entry.call for entry in found), outer]:
             outer.door.audit(call.record("allowed"))
         return [answers[entry.index] for entry in found]
@@ -259,7 +287,7 @@ def _carried_out(running: Run, found: Sequence[Entry]) -> list[Answer]:
     _write(running, waiting, addresses)
     _conclude(running)
     answers = {step.entry.index: _answered(step.plan) for step in steps if step.plan}
-    answers |= {entry.index: _read_named(entry, connection) for entry in found if entry.is_read}
+    answers |= _read_all([entry for entry in found if entry.is_read], connection)
     calls = {step.entry.index: step.call for step in steps}
     told = [calls.get(entry.index, entry.call).record("allowed") for entry in found]
     _audit(connection, running.outer, [*told, running.outer.record("allowed")])
@@ -464,9 +492,21 @@ def _refresh(connection: Connection, plans: Sequence[Plan]) -> None:
 # --- answers ---------------------------------------------------------------------------------------------------
 
 
-def _read_named(entry: Entry, connection: Connection) -> Answer:
-    with _naming(entry):
-        return _read(entry, connection)
+def _read_all(found: Sequence[Entry], connection: Connection) -> dict[int, Answer]:
+    answers: dict[int, Answer] = {}
+    size = 0
+    with limited(connection, READ_SECONDS):
+        for entry in found:
+            with _naming(entry):
+                answers[entry.index] = _read(entry, connection)
+                size += len(answers[entry.index])
+                _require_room(size)
+    return answers
+
+
+def _require_room(size: int) -> None:
+    if size > MAX_ANSWER:
+        raise TooLarge(f"the answer to a Bundle may have at most {MAX_ANSWER} bytes: ask for less at once")
 
 
 def _read(entry: Entry, connection: Connection) -> Answer:

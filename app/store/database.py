@@ -329,6 +329,30 @@ def _is_interrupted(error: Exception) -> bool:
     return _sqlstate(error) == CANCELED or (isinstance(cause, sqlite3.OperationalError) and str(cause) == "interrupted")
 
 
+@contextmanager
+def limited(connection: Connection, seconds: float) -> Generator[None]:
+    """Within a write, reading that may take no longer than so many seconds; Unavailable then.
+
+    Where there is one writer all others wait for it. On PostgreSQL the limit is each statement's, and stays until the
+    transaction ends.
+    """
+    driver: Any = connection.connection.driver_connection
+    if is_sqlite(connection):
+        limit = time.monotonic() + seconds
+        driver.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
+    else:
+        run(connection, "SELECT set_config('statement_timeout', ?, true)", (str(max(1, int(seconds * 1000))),))
+    try:
+        yield
+    except (DBAPIError, sqlite3.Error, psycopg.Error) as error:
+        if _is_interrupted(error):
+            raise Unavailable("this takes too long to find: ask for less") from error
+        raise
+    finally:
+        if is_sqlite(connection):
+            driver.set_progress_handler(None, 0)
+
+
 def is_sqlite(connection: Connection) -> bool:
     """Which of the two engines this is."""
     return connection.dialect.name == "sqlite"

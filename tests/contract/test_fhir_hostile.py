@@ -8,7 +8,10 @@ from typing import Any
 import httpx
 import orjson
 import pytest
+from sqlalchemy.engine import Connection
 
+from app.errors import Unavailable
+from app.store.database import limited, run
 from tests.contract.conftest import Server, caller
 
 Json = dict[str, Any]
@@ -220,3 +223,58 @@ def test_a_history_under_a_criterion_has_full_pages(server: Server, client: http
         rest = some.get(following.removeprefix("http://localhost:8080")).json()
     assert [entry["resource"]["id"] for one in (page, rest) for entry in one["entry"]] == ["b", "a"]
     assert "next" not in {link["relation"] for link in rest["link"]}
+
+
+# --- what costs too much --------------------------------------------------------------------------------------------
+
+
+def test_a_patch_cannot_copy_a_long_text_until_memory_ends(client: httpx.Client) -> None:
+    seeded(client, observation("long", "mine", note=[{"text": "x" * 1_000_000}]))
+    copies = [{"op": "copy", "from": "/note/0", "path": "/note/-"}] * 1000
+    answer = client.patch("/fhir/Observation/long", content=orjson.dumps(copies), headers=JSON_PATCH)
+    assert answer.status_code == 422
+    assert "copy at most" in answer.json()["issue"][0]["diagnostics"]
+
+
+def test_a_form_of_many_megabytes_is_refused_unread(client: httpx.Client) -> None:
+    form = {"Content-Type": "application/x-www-form-urlencoded"}
+    for body in (b"%41" * 1_000_000 + b"=1", b"name=" + b"%41" * 1_000_000):
+        assert client.post("/fhir/Patient/_search", content=body, headers=form).status_code == 413
+
+
+def test_a_long_unknown_word_is_refused_without_a_guess(client: httpx.Client) -> None:
+    answer = client.post("/fhir/Patient/_search", data={"a" * 900_000: "1"})
+    assert answer.status_code == 400
+    assert len(answer.content) < 10_000
+
+
+def test_the_same_include_many_times_costs_no_more_than_once(client: httpx.Client) -> None:
+    seeded(client, patient("mine"), observation("o1", "mine"))
+    once = client.get("/fhir/Patient", params="_revinclude=*")
+    twice = client.get("/fhir/Patient", params="_revinclude=*&_revinclude=*")
+    assert len(once.json()["entry"]) == len(twice.json()["entry"]) == 2
+    many = client.post("/fhir/Patient/_search", data={"_revinclude:iterate": ["*"] * 900})
+    assert (many.status_code, many.json()["issue"][0]["code"]) == (400, "too-costly")
+
+
+@pytest.mark.parametrize("kind", ["batch", "transaction"])
+def test_a_bundle_of_reads_has_an_answer_of_a_bounded_size(client: httpx.Client, kind: str) -> None:
+    seeded(client, {"resourceType": "Binary", "id": "b", "contentType": "a/b", "data": "AAAA" * 1_250_000})
+    entries = [{"request": {"method": "GET", "url": "Binary/b"}}] * 20
+    bundle = {"resourceType": "Bundle", "type": kind, "entry": entries}
+    answer = client.post("/fhir", content=orjson.dumps(bundle), headers=FHIR, timeout=60)
+    assert len(answer.content) < 80_000_000
+    statuses = [entry["response"]["status"][:3] for entry in answer.json().get("entry", [])]
+    assert [*statuses[-1:], str(answer.status_code)] == (["413", "200"] if kind == "batch" else ["413"])
+
+
+def test_what_a_write_looks_for_is_bounded_in_time(server: Server) -> None:
+    endless = "WITH RECURSIVE c(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM c) SELECT count(*) FROM c"
+
+    def work(connection: Connection) -> None:
+        with limited(connection, 0.2):
+            run(connection, endless).fetchall()
+
+    with pytest.raises(Unavailable):
+        server.store.transact(work)
+    assert server.store.transact(lambda connection: run(connection, "SELECT 1").fetchone()[0]) == 1
