@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from sqlalchemy.engine import Connection
 
@@ -63,46 +64,44 @@ class Route:
 
 def route(door: Door, method: str, parts: list[str]) -> Route:
     """The interaction of an address; NotSupported for one that means nothing, Disallowed for another method."""
-    found = _meanings(parts)
-    if not found:
+    pattern = _pattern(parts)
+    if pattern is None:
         raise NotSupported("this server does not offer that resource type or operation")
-    served = {verb: one for verb, one in found.items() if _is_served(door, verb, one)}
-    meant = served.get("GET" if method == "HEAD" else method)
-    if meant is None:
+    named = dict(zip(pattern, parts, strict=True))
+    kind = named.get("{type}", "")
+    served = _served(pattern, kind, door.read_only)
+    interaction = served.get("GET" if method == "HEAD" else method)
+    if interaction is None:
         raise outcome.Disallowed({*served, *(("HEAD",) if "GET" in served else ())})
-    return meant
-
-
-def _is_served(door: Door, method: str, route: Route) -> bool:
-    if door.read_only and (method != "GET" or route.interaction not in capability.READING):
-        return False
-    return not route.resource_type or route.interaction in _ANYWAY or route.interaction in _offered(route)
+    return Route(interaction, kind, named.get("{id}", ""), named.get("{version}") or named.get("{within}", ""))
 
 
 _ANYWAY = frozenset({"search-compartment"})
 
 
-def _offered(route: Route) -> frozenset[str]:
-    return offers()[route.resource_type].interactions
+@lru_cache(maxsize=1024)
+def _served(pattern: tuple[str, ...], kind: str, read_only: bool) -> Mapping[str, str]:
+    """The interaction of each method that an address takes."""
+    return {
+        method: interaction
+        for method, interaction in dict(ADDRESSES)[pattern].items()
+        if (not read_only or (method == "GET" and interaction in capability.READING))
+        and (not kind or interaction in _ANYWAY or interaction in offers()[kind].interactions)
+    }
 
 
-def _meanings(parts: list[str]) -> Mapping[str, Route]:
-    """Method by method what an address means."""
-    for pattern, meanings in ADDRESSES:
-        found = _named(pattern, parts) if len(pattern) == len(parts) else None
-        if found is not None:
-            kind, resource_id = found.get("{type}", ""), found.get("{id}", "")
-            version = found.get("{version}") or found.get("{within}", "")
-            return {method: Route(name, kind, resource_id, version) for method, name in meanings.items()}
-    return {}
+def _pattern(parts: list[str]) -> tuple[str, ...] | None:
+    """The address of the table that these parts make; None when there is none."""
+    for pattern in _PATTERNS.get(len(parts), ()):
+        if all(map(_fits, pattern, parts)):
+            return pattern
+    return None
 
 
-def _named(pattern: tuple[str, ...], parts: list[str]) -> dict[str, str] | None:
-    """The parts of an address by the names in the pattern; None when it is another address."""
-    for name, part in zip(pattern, parts, strict=True):
-        if not _fits(name, part):
-            return None
-    return dict(zip(pattern, parts, strict=True))
+_PATTERNS = {
+    length: tuple(pattern for pattern, _ in ADDRESSES if len(pattern) == length)
+    for length in {len(pattern) for pattern, _ in ADDRESSES}
+}
 
 
 def _fits(name: str, part: str) -> bool:
