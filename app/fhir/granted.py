@@ -74,7 +74,7 @@ def require_patient(access: Access, resource_types: Iterable[str], patient_id: s
 def _confined(query: Query, offer: Offer, access: Access, scopes: Iterable[Scope]) -> Query:
     clauses = tuple(_inward(clause, access) for clause in query.clauses)
     allowed = tuple(dict.fromkeys(found for scope in scopes for found in _allowances(scope, offer, access)))
-    return replace(query, clauses=clauses, allowed=((),) if () in allowed else allowed)
+    return Query(query.resource_type, clauses, ((),) if () in allowed else allowed, query.order, query.natural)
 
 
 def _inward(clause: Clause, access: Access) -> Clause:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
+from functools import lru_cache
 
 import msgspec
 from starlette.types import Receive, Send
@@ -143,7 +144,12 @@ def version_headers(stored: Stored) -> dict[str, str]:
 
 def http_date(milliseconds: int) -> str:
     """A moment as RFC 9110 writes it."""
-    return format_datetime(datetime.fromtimestamp(milliseconds // 1000, UTC), usegmt=True)
+    return _dated(milliseconds // 1000)
+
+
+@lru_cache(maxsize=4096)
+def _dated(seconds: int) -> str:
+    return format_datetime(datetime.fromtimestamp(seconds, UTC), usegmt=True)
 
 
 class Asked(msgspec.Struct, frozen=True):
