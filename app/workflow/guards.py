@@ -12,12 +12,13 @@ from sqlalchemy.engine import Connection
 
 from app.access import Access
 from app.errors import Conflict, Forbidden, Issue, Unprocessable
-from app.fhir import resources
+from app.fhir import granted, index, resources
 from app.fhir.mapping import imaging_study as mapping
 from app.fhir.mapping import task as tasks
 from app.fhir.mapping import terms
 from app.fhir.mapping.codes import Json
 from app.fhir.registry import offers
+from app.fhir.site import here
 from app.store import resources as rows
 from app.store import studies
 from app.store.query import Clause, Query, Target
@@ -83,10 +84,14 @@ def endpoint(connection: Connection, _caller: Access, wanted: Json, before: Json
         require_unchanged(wanted, before, "this follows the server's settings")
 
 
-def provenance(_connection: Connection, _caller: Access, _record: Json, before: Json | None) -> None:
-    """What was recorded stays as it was recorded."""
+def provenance(connection: Connection, caller: Access, record: Json, before: Json | None) -> None:
+    """What was recorded stays as it was recorded, and nobody records the past of what is hidden from them."""
     if before is not None:
         raise Conflict("a Provenance is a record of the past and cannot be changed")
+    goals = (index.target(one.get("reference", ""), here().base) for one in record.get("target", []))
+    found = rows.currents(connection, [(kind, identity) for kind, identity in filter(None, goals) if kind in offers()])
+    if not all(stored.deleted or granted.readable(caller, stored) for stored in found.values()):
+        raise Forbidden
 
 
 def subscription(_connection: Connection, _caller: Access, wanted: Json, _before: Json | None) -> None:

@@ -12,6 +12,7 @@ from sqlalchemy.engine import Connection
 
 from app.errors import Unavailable
 from app.store.database import limited, run
+from app.workflow import guards
 from tests.contract.conftest import Server, caller
 
 Json = dict[str, Any]
@@ -278,3 +279,25 @@ def test_what_a_write_looks_for_is_bounded_in_time(server: Server) -> None:
     with pytest.raises(Unavailable):
         server.store.transact(work)
     assert server.store.transact(lambda connection: run(connection, "SELECT 1").fetchone()[0]) == 1
+
+
+# --- the past of others -----------------------------------------------------------------------------------------------
+
+
+def test_nobody_records_a_provenance_of_what_is_hidden_from_them(
+    server: Server, narrow: httpx.Client, client: httpx.Client
+) -> None:
+    server.guards.update(guards.GUARDS)
+
+    def recorded(by: httpx.Client, observed: str) -> int:
+        record = {
+            "resourceType": "Provenance",
+            "target": [{"reference": "Patient/mine"}, {"reference": f"Observation/{observed}"}],
+            "recorded": "2020-01-01T00:00:00Z",
+            "agent": [{"who": {"display": "somebody"}}],
+        }
+        return by.post("/fhir/Provenance", content=orjson.dumps(record), headers=FHIR).status_code
+
+    assert recorded(narrow, "o2") == 403
+    assert client.delete("/fhir/Observation/o2").status_code == 204
+    assert recorded(narrow, "o1") == 201
