@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 import tomllib
+import zlib
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -44,6 +45,8 @@ _SAME = (
     (re.compile(r'(?<="versionId": ")\d{1,9}(?=")'), "V"),
     (re.compile(r'(?<=W/\\")\d{1,9}(?=\\")'), "V"),
     (re.compile(r'(?<="total": )\d{1,9}'), "N"),
+    (re.compile(r'(?<="url": "http)s?://[\w.:/~?&=%+,*$|@!;()\[\]\'-]*(?=")'), "L"),
+    (re.compile(r"\b([A-Z][A-Za-z]+)/[A-Za-z0-9.\-]{1,64}(?=[\"/])"), r"\1/I"),
 )
 """Two resources that differ only in valid ids, times, hosts and UIDs are one for the judges."""
 
@@ -108,7 +111,7 @@ def answers(folder: Path) -> Iterator[Json]:
             try:
                 for line in lines:
                     yield json.loads(line)
-            except (EOFError, json.JSONDecodeError):
+            except (EOFError, OSError, ValueError, zlib.error):
                 print(f"judge: {path.name} has no end: its process was killed", file=sys.stderr)
 
 
@@ -118,6 +121,15 @@ def _once(pairs: list[tuple[str, Any]]) -> Json:
         twice = next(name for name in names if names.count(name) > 1)
         raise ValueError(f"the name {twice} stands twice in one object")
     return dict(pairs)
+
+
+def _finite(text: str) -> float:
+    """No JavaScript holds a larger number than this."""
+    return max(-sys.float_info.max, min(sys.float_info.max, float(text)))
+
+
+def _whole(text: str) -> int:
+    return int(text) if len(text) < 300 else 10**300
 
 
 def empties(value: Any, at: str, sibling: bool = False) -> Iterator[tuple[str, str]]:
@@ -153,10 +165,16 @@ def apart(resource: Json) -> Iterator[Json]:
 
 def shape(resource: Json) -> str:
     """Equal for resources that no judge tells apart."""
-    text = json.dumps(resource, ensure_ascii=False)
+    if resource.get("resourceType") == "Bundle":
+        entries = [_plain(json.dumps(entry, ensure_ascii=False)) for entry in resource.get("entry", [])]
+        resource = resource | ({"entry": sorted(set(entries))} if "entry" in resource else {})
+    return hashlib.sha256(_plain(json.dumps(resource, ensure_ascii=False)).encode()).hexdigest()
+
+
+def _plain(text: str) -> str:
     for pattern, same in _SAME:
         text = pattern.sub(same, text)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return text
 
 
 @dataclass(slots=True)
@@ -172,23 +190,20 @@ class Case:
 
 def gather(folder: Path) -> Case:
     """Read the answers, split Bundles, keep one of a kind."""
-    case, per_type = Case({}, {}, []), Counter[str]()
+    case, per_type, seen = Case({}, {}, []), Counter[str](), set[int]()
     for answer in answers(folder):
         origin = f"{answer['status']} {answer['asked']} in {answer['test']}"
         try:
-            resource = json.loads(answer["body"], object_pairs_hook=_once)
-        except ValueError as error:
-            case.findings.append(Finding("json", "", str(error), origin))
+            resource = json.loads(answer["body"], object_pairs_hook=_once, parse_float=_finite, parse_int=_whole)
+            kinds = [(one["resourceType"], one) for one in apart(resource)]
+        except (ValueError, TypeError, LookupError, AttributeError) as error:
+            case.findings.append(Finding("json", "", f"is no resource: {error}", origin))
             continue
-        if not isinstance(resource, dict) or "resourceType" not in resource:
-            case.findings.append(Finding("json", "", "is not a resource", origin))
-            continue
-        for one in apart(resource):
+        for kind, one in kinds:
             case.seen += 1
-            key = shape(one)
-            if key in case.resources:
+            if (same := hash(json.dumps(one))) in seen or (key := shape(one)) in case.resources:
                 continue
-            kind = one["resourceType"]
+            seen.add(same)
             per_type[kind] += 1
             if per_type[kind] > PER_TYPE:
                 case.left_out += 1
@@ -202,7 +217,9 @@ def ask(judge: str, case: Case) -> list[Finding]:
     """One Node process judges them all."""
     node = Path(sys.executable).parent / "node"
     lines = "".join(json.dumps({"key": key, "resource": one}) + "\n" for key, one in case.resources.items())
-    done = subprocess.run([node, JUDGES / "judge.mjs", judge], input=lines, capture_output=True, text=True, check=True)
+    done = subprocess.run([node, JUDGES / "judge.mjs", judge], input=lines, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{judge} ended with {done.returncode}: {done.stderr[-2000:]}")
     verdicts = [json.loads(line) for line in done.stdout.splitlines()]
     if len(verdicts) != len(case.resources):
         raise RuntimeError(f"{judge} judged {len(verdicts)} of {len(case.resources)} resources")
