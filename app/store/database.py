@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -53,6 +53,7 @@ MAPPED_BYTES = 256 << 20
 """Pages mapped from the file are the system's cache, not this process's memory."""
 STEPS = 20_000
 """SQLite looks at the clock after so many steps of its machine: about a millisecond."""
+TOO_LONG = "this takes too long to find: ask for less"
 WRITERS = 8
 """Threads for work that is submitted on PostgreSQL."""
 
@@ -77,41 +78,26 @@ class Store:
         self._closed = False
         self._idle: deque[Connection] = deque()
 
-    @contextmanager
-    def read(self, seconds: float | None = None) -> Generator[Connection]:
+    def read(self, seconds: float | None = None) -> AbstractContextManager[Connection]:
         """A connection that writes nothing; Unavailable when what is read takes longer than so many seconds.
 
         On SQLite it sees one consistent state, on PostgreSQL each statement does.
         """
-        reading = self._read_sqlite(seconds) if self.sqlite else self._read_postgres(seconds)
-        try:
-            with reading as connection:
-                yield connection
-        except (DBAPIError, sqlite3.Error, psycopg.Error) as error:
-            self._forget(error)
-            if seconds is not None and _is_interrupted(error):
-                raise Unavailable("this takes too long to find: ask for less") from error
-            raise
-
-    @contextmanager
-    def _read_sqlite(self, seconds: float | None) -> Generator[Connection]:
-        connection = self._reader()
-        driver: Any = connection.connection.driver_connection
-        driver.execute("BEGIN")
-        if seconds is not None:
-            limit = time.monotonic() + seconds
-            driver.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
-        try:
-            yield connection
-        finally:
-            if seconds is not None:
-                driver.set_progress_handler(None, 0)
-            if driver.in_transaction:
-                driver.execute("ROLLBACK")
-            self._return(connection)
+        return _Reading(self, seconds) if self.sqlite else self._read_postgres(seconds)
 
     @contextmanager
     def _read_postgres(self, seconds: float | None) -> Generator[Connection]:
+        try:
+            with self._connected(seconds) as connection:
+                yield connection
+        except (DBAPIError, psycopg.Error) as error:
+            self._forget(error)
+            if seconds is not None and _is_interrupted(error):
+                raise Unavailable(TOO_LONG) from error
+            raise
+
+    @contextmanager
+    def _connected(self, seconds: float | None) -> Generator[Connection]:
         if seconds is None:
             with self.engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
                 yield connection
@@ -121,7 +107,8 @@ class Store:
             run(connection, "SELECT set_config('statement_timeout', ?, true)", (str(max(1, int(seconds * 1000))),))
             yield connection
 
-    def _reader(self) -> Connection:
+    def reader(self) -> Connection:
+        """A connection to read from on SQLite, to be given back."""
         try:
             return self._idle.pop()
         except IndexError:
@@ -129,7 +116,8 @@ class Store:
             connection.exec_driver_sql("PRAGMA query_only=ON")
             return connection
 
-    def _return(self, connection: Connection) -> None:
+    def give_back(self, connection: Connection) -> None:
+        """Keep a reading connection for the next reader."""
         with self._lock:
             if not self._closed and len(self._idle) < KEPT:
                 self._idle.append(connection)
@@ -264,6 +252,33 @@ class Store:
             driver.execute("RELEASE work")
 
 
+class _Reading:
+    """One reading of a SQLite database: a class, for a generator would cost as much as looking up a row."""
+
+    __slots__ = ("_connection", "_driver", "_seconds", "_store")
+
+    def __init__(self, store: Store, seconds: float | None) -> None:
+        self._store, self._seconds = store, seconds
+
+    def __enter__(self) -> Connection:
+        self._connection = self._store.reader()
+        self._driver: Any = self._connection.connection.driver_connection
+        self._driver.execute("BEGIN")
+        if self._seconds is not None:
+            limit = time.monotonic() + self._seconds
+            self._driver.set_progress_handler(lambda: time.monotonic() > limit, STEPS)
+        return self._connection
+
+    def __exit__(self, _kind: object, error: BaseException | None, _trace: object) -> None:
+        if self._seconds is not None:
+            self._driver.set_progress_handler(None, 0)
+        if self._driver.in_transaction:
+            self._driver.execute("ROLLBACK")
+        self._store.give_back(self._connection)
+        if self._seconds is not None and isinstance(error, DBAPIError | sqlite3.Error) and _is_interrupted(error):
+            raise Unavailable(TOO_LONG) from error
+
+
 def _sqlite_engine(url: str) -> Engine:
     path = make_url(url).database
     if not path or path == ":memory:":
@@ -346,7 +361,7 @@ def limited(connection: Connection, seconds: float) -> Generator[None]:
         yield
     except (DBAPIError, sqlite3.Error, psycopg.Error) as error:
         if _is_interrupted(error):
-            raise Unavailable("this takes too long to find: ask for less") from error
+            raise Unavailable(TOO_LONG) from error
         raise
     finally:
         if is_sqlite(connection):
