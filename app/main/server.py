@@ -30,7 +30,7 @@ from app.store.database import Store
 from app.viewer import launch as viewer_launch
 from app.viewer import routes as viewer
 from app.viewer import sessions
-from app.workflow import guards, orders, reports, site
+from app.workflow import guards, orders, reports, site, steps
 
 DISCOVERY = "/fhir/.well-known/"
 IN_SESSION = re.compile(r"/v/(?P<session>[^/]+)/fhir(?:/|$)")
@@ -51,27 +51,32 @@ class House:
         self.auditor.note(record)
 
 
-def create_app(settings: Settings) -> FastAPI:
-    """The whole HTTP interface; the database must be at head and is closed with the app."""
+def create_app(settings: Settings) -> ASGIApp:
+    """The whole HTTP interface; the database must be at head and is closed with the app.
+
+    FHIR comes before the framework, whose own middleware costs as much as reading a resource.
+    """
     here.settle(settings.fhir_base, settings.zone)
     store = Store(settings.database)
     auditor = Auditor(store)
     house = House(store, settings, site.of(settings), _gateway(store, settings, auditor), auditor)
 
+    fhir, in_session = _fhir(house, _by_token(store), read_only=False), _session_fhir(house)
+
     @asynccontextmanager
     async def life(_app: FastAPI) -> AsyncGenerator[None]:
         yield
         await house.gateway.close()
+        fhir.close()
+        in_session.close()
         auditor.close()
         store.close()
 
     app = FastAPI(title="Isocenter", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
     app.state.house = house
-    fhir, in_session = _fhir(house, _by_token(store), read_only=False), _session_fhir(house)
     _mount(app, house)
-    app.add_middleware(Front, fhir=fhir, in_session=in_session)
     http.install(app)
-    return app
+    return Front(app, http.RequestId(fhir), http.RequestId(in_session))
 
 
 class Front:
@@ -139,7 +144,7 @@ def _hooks(where: site.Site) -> dict[str, Hook]:
     def ordered(connection: Connection, caller: Access, order: Json, before: Json | None) -> None:
         orders.received(where, connection, caller, order, before)
 
-    return {"ServiceRequest": ordered, "DiagnosticReport": reports.received}
+    return {"ServiceRequest": ordered, "DiagnosticReport": reports.received, "Task": steps.received}
 
 
 def _gateway(store: Store, settings: Settings, auditor: Auditor) -> Gateway:

@@ -77,10 +77,12 @@ class Clinic:
         return self.fhir.put(path, json=resource).raise_for_status().json()
 
     def acquire(self, order_id: str) -> Json:
-        """The order's study gets images, as another system would say."""
+        """The order's study gets images, as the reading of the archive says it."""
         study = self.find(f"ImagingStudy?basedon=ServiceRequest/{order_id}")[0]
         images = {"status": "available", "numberOfSeries": 1, "numberOfInstances": 12}
-        return self.put(study | images | {"started": "2026-03-02T09:41:00Z"})
+        held = study | images | {"started": "2026-03-02T09:41:00Z"}
+        self.store.transact(lambda connection: resources.put(connection, held, cause="test"))
+        return held
 
     def measure(self, order_id: str, label: str = "Nodule") -> None:
         """A group with one length, gathered into the draft report as the workflow does it."""
