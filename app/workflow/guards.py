@@ -45,6 +45,10 @@ def imaging_study(connection: Connection, caller: Access, study: Json, before: J
     _refuse_narrow(caller)
     if before is None:
         uid, patient_id = _owner(study)
+        gone = _deleted(connection, study)
+        if gone is not None and _owner(gone) != (uid, patient_id):
+            # The id still stands for the study that was deleted: its images may come yet.
+            raise Conflict("this id was another study's: an ImagingStudy keeps its patient and its Study Instance UID")
         if uid and resources.by_natural_key(connection, natural_key(uid, patient_id)) is not None:
             raise Conflict("this patient's study with this Study Instance UID has an ImagingStudy already")
         return
@@ -105,6 +109,13 @@ def is_own_study(connection: Connection, study: Json) -> bool:
     uid, patient_id = _owner(study)
     own = resources.by_natural_key(connection, natural_key(uid, patient_id)) if uid else None
     return own is not None and own["id"] == study["id"]
+
+
+def _deleted(connection: Connection, study: Json) -> Json | None:
+    """What was deleted under this id."""
+    stored = rows.current(connection, "ImagingStudy", study.get("id", ""))
+    last = rows.version(connection, "ImagingStudy", stored.resource_id, stored.version - 1) if stored else None
+    return resources.loads(last.body) if stored and stored.deleted and last and not last.deleted else None
 
 
 def _refuse_narrow(caller: Access) -> None:

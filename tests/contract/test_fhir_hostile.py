@@ -11,8 +11,9 @@ import pytest
 from sqlalchemy.engine import Connection
 
 from app.errors import Unavailable
+from app.fhir import resources
 from app.store.database import limited, run
-from app.workflow import guards
+from app.workflow import guards, orders
 from tests.contract.conftest import Server, caller
 
 Json = dict[str, Any]
@@ -301,3 +302,23 @@ def test_nobody_records_a_provenance_of_what_is_hidden_from_them(
     assert recorded(narrow, "o2") == 403
     assert client.delete("/fhir/Observation/o2").status_code == 204
     assert recorded(narrow, "o1") == 201
+
+
+# --- ids that stand for something ------------------------------------------------------------------------------------
+
+
+def study(owner: str, uid: str) -> Json:
+    identifier = [{"system": "urn:dicom:uid", "value": f"urn:oid:{uid}"}]
+    about = {"status": "cancelled", "identifier": identifier, "subject": {"reference": f"Patient/{owner}"}}
+    return {"resourceType": "ImagingStudy", "id": "s", **about}
+
+
+def test_a_deleted_study_does_not_come_back_as_another_patients(server: Server, client: httpx.Client) -> None:
+    server.guards.update(guards.GUARDS)
+    server.delete_guards.update(guards.DELETE_GUARDS)
+    key = orders.natural_key("1.2.3", "mine")
+    server.store.transact(lambda c: resources.put(c, study("mine", "1.2.3"), cause="order", natural_key=key))
+    assert client.delete("/fhir/ImagingStudy/s").status_code == 204
+    assert put(client, study("other", "1.2.9")).status_code == 409
+    assert put(client, study("mine", "1.2.9")).status_code == 409
+    assert put(client, study("mine", "1.2.3")).status_code == 201
