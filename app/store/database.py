@@ -159,15 +159,15 @@ class Store:
         self.engine.dispose()
 
     def _postgres(self, work: Callable[[Connection], T]) -> T:
-        for attempt in range(RETRIES):
+        for _ in range(RETRIES):
             try:
                 with self.engine.begin() as connection:
                     return work(connection)
             except (DBAPIError, psycopg.Error) as error:
                 self._forget(error)
-                if _sqlstate(error) not in TRANSIENT or attempt == RETRIES - 1:
+                if _sqlstate(error) not in TRANSIENT:
                     raise
-        raise Unavailable("the database is too busy")
+        raise Unavailable("too many write the same at once: send it again")
 
     def _forget(self, error: Exception) -> None:
         """A server that went away took the idle connections with it."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import httpx
 import orjson
+import psycopg
 import pytest
 from sqlalchemy.engine import Connection
 
@@ -322,3 +323,17 @@ def test_a_deleted_study_does_not_come_back_as_another_patients(server: Server, 
     assert put(client, study("other", "1.2.9")).status_code == 409
     assert put(client, study("mine", "1.2.9")).status_code == 409
     assert put(client, study("mine", "1.2.3")).status_code == 201
+
+
+def test_writes_that_block_each_other_again_and_again_are_told_to_come_later(server: Server) -> None:
+    if server.store.sqlite:
+        pytest.skip("SQLite has one writer")
+    tries: list[int] = []
+
+    def work(_connection: Connection) -> None:
+        tries.append(1)
+        raise psycopg.errors.DeadlockDetected
+
+    with pytest.raises(Unavailable):
+        server.store.transact(work)
+    assert len(tries) > 1
