@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -18,6 +19,7 @@ from app.fhir.validation import Json
 from app.settings import Settings
 from app.store.database import Store
 
+_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
 Authenticate = Callable[[Request], Access]
 Hook = Callable[[Connection, Access, Json, Json | None], None]
 """(transaction, caller, resource now, resource before): after a write, in its transaction; may edit, may raise."""
@@ -41,6 +43,8 @@ class Door:
     delete_guards: Mapping[str, DeleteGuard] = field(default_factory=dict[str, DeleteGuard])
     audit_in: Callable[[Connection, Record], None] | None = None
     """Keeps the record of a write in the write's own transaction; without it `audit` keeps it."""
+    recognize: Callable[[Connection, Request], Access] | None = None
+    """Authenticates on the connection that the answer is read on; without it `authenticate` does on its own."""
     settle_audit: Callable[[], None] = lambda: None
     """Waits until every record that was noted can be found."""
     read_only: bool = False
@@ -77,8 +81,9 @@ class Call:
 
     @property
     def target(self) -> str:
-        """Type, and id when the address has one."""
-        return f"{self.resource_type}/{self.resource_id}".strip("/")
+        """Type, and id when the address has a legal one: any other text is nobody's to keep."""
+        known = self.resource_id if _ID.fullmatch(self.resource_id) else ""
+        return f"{self.resource_type}/{known}".strip("/")
 
     @property
     def cause(self) -> str:

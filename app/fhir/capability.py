@@ -39,8 +39,7 @@ def statement(settings: Settings, *, read_only: bool = False) -> Json:
         "name": "Isocenter",
         **_release(),
         "kind": "instance",
-        "software": {"name": "Isocenter", "version": version("isocenter")},
-        "implementation": {"description": "Isocenter: imaging over FHIR", "url": settings.fhir_base},
+        **_here(settings),
         "fhirVersion": FHIR_VERSION,
         "format": [MEDIA_TYPE, "json"],
         **({} if read_only else {"patchFormat": list(PATCH_FORMATS)}),
@@ -48,9 +47,17 @@ def statement(settings: Settings, *, read_only: bool = False) -> Json:
     }
 
 
-def terminology() -> Json:
+def _here(settings: Settings) -> Json:
+    """The software, and where it runs."""
+    return {
+        "software": {"name": "Isocenter", "version": version("isocenter")},
+        "implementation": {"description": "Isocenter: imaging over FHIR", "url": settings.fhir_base},
+    }
+
+
+def terminology(settings: Settings) -> Json:
     """What this server offers of terminology: nothing."""
-    return {"resourceType": "TerminologyCapabilities", **_release(), "kind": "capability"}
+    return {"resourceType": "TerminologyCapabilities", **_release(), "kind": "instance", **_here(settings)}
 
 
 def modifiers(parameter: Parameter) -> tuple[str, ...]:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from email.utils import format_datetime, parsedate_to_datetime
-from functools import lru_cache
+from functools import lru_cache, partial
 
 import msgspec
 from starlette.types import Receive, Send
@@ -30,6 +31,7 @@ FORMATS = ("_format", "_pretty")
 """Parameters about the answer's form, taken by every interaction."""
 COMPRESSED_FROM = 1024
 """Bytes; below it gzip gains nothing."""
+WORKED_IN_LOOP = 256 * 1024
 _VARY = b"Accept, Accept-Encoding, Authorization, Cookie"
 
 
@@ -163,18 +165,23 @@ class Asked(msgspec.Struct, frozen=True):
 async def answer(send: Send, request: Asked, status: int, content: bytes, headers: Headers) -> None:
     """Send a response; `_pretty=true` indents it, gzip shrinks it. A HEAD request gets its headers alone."""
     if content and request.is_pretty and "Content-Type" not in headers:
-        content = msgspec.json.format(content, indent=2)
+        content = await _worked(partial(msgspec.json.format, indent=2), content)
     rows = [(b"cache-control", b"private, no-cache"), (b"vary", _VARY)]
     if content and "Content-Type" not in headers:
         rows.append((b"content-type", b"application/fhir+json"))
     if request.takes_gzip and len(content) >= COMPRESSED_FROM:
-        content = _gzip(content)
+        content = await _worked(_gzip, content)
         rows.append((b"content-encoding", b"gzip"))
     if status not in {204, 304}:
         rows.append((b"content-length", b"%d" % len(content)))
     rows += [(name.lower().encode(), value.encode("latin-1")) for name, value in headers.items()]
     await send({"type": "http.response.start", "status": status, "headers": rows})
     await send({"type": "http.response.body", "body": b"" if request.is_head else content})
+
+
+async def _worked(work: Callable[[bytes], bytes], content: bytes) -> bytes:
+    """Large answers are changed in a thread, so that the event loop stays free for others."""
+    return work(content) if len(content) <= WORKED_IN_LOOP else await asyncio.to_thread(work, content)
 
 
 def takes_gzip(headers: Headers) -> bool:

@@ -7,11 +7,13 @@ would. On SQLite short reads run in the event loop, each under a time limit; all
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from dataclasses import replace
-from functools import partial
-from typing import TypeVar
+from functools import cache, partial
+from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
 from sqlalchemy.engine import Connection
@@ -19,9 +21,10 @@ from starlette.requests import Request
 from starlette.types import Receive, Scope, Send
 
 from app.access import Access
-from app.audit import Record
+from app.audit import Outcome, Record
 from app.errors import BadRequest, Forbidden, IsocenterError, Unauthenticated, Unavailable
 from app.fhir import (
+    audit_events,
     binary,
     capability,
     http,
@@ -32,10 +35,12 @@ from app.fhir import (
     routing,
     transaction,
 )
-from app.fhir.calls import Call, Door, Reply
+from app.fhir.calls import Authenticate, Call, Door, Reply
 from app.fhir.http import Asked
+from app.fhir.registry import Offer, offers
 from app.fhir.routing import Route
 from app.fhir.search import refusal
+from app.settings import Settings
 
 T = TypeVar("T")
 
@@ -50,9 +55,12 @@ FORM_IN_LOOP = 8 * 1024
 COUNT_IN_LOOP = 100
 """Longer forms are read, and larger pages are made, in a thread."""
 
-QUICK = frozenset({"read", "vread", "search-type"})
+SEARCHES = frozenset({"search-type", "search-system", "search-compartment"})
+POINTS = frozenset({"read", "vread"})
+QUICK = POINTS | {"search-type"}
 """Mostly point reads and indexed pages: tried in the event loop first."""
 BUNDLES: Mapping[str, Callable[[Call], Reply]] = {"bundle": transaction.process}
+_COUNTS = re.compile(rb"(?:^|&)_count=([^&]*)")
 _METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE")
 _CORS = {
     "Access-Control-Allow-Origin": "*",
@@ -110,77 +118,82 @@ class Interface:
             return asked, _page(page, method, headers, criteria)
         route = routing.route(self.door, method, [part for part in path.split("/") if part])
         scope["route"] = route
-        access = await self._access(scope, route)
-        call = Call(
-            self.door,
-            access,
-            route.interaction,
-            route.resource_type,
-            route.resource_id,
-            route.version,
-            criteria,
-            headers,
-            request_id=_id(scope),
-        )
+        made = partial(_call, self.door, scope, criteria, headers)
+        if self.door.recognize and method in {"GET", "HEAD"} and not (route.resource_type and _offered(route).kept):
+            return asked, await self._got(scope, route, made)
+        call = made(await self._access(scope, route))
         return asked, await self._answered(call, method, receive)
 
     async def _access(self, scope: Scope, route: Route) -> Access:
         """Who calls is known before the body is read."""
-        request = Request(scope)
+        known = partial(self._identified, scope, route, self.door.authenticate)
+        return known() if self.in_loop else await self._threaded(known)
+
+    def _identified(self, scope: Scope, route: Route, authenticate: Authenticate) -> Access:
         try:
-            if self.in_loop:
-                return self.door.authenticate(request)
-            return await self._threaded(lambda: self.door.authenticate(request))
+            return authenticate(Request(scope))
         except Unauthenticated:
-            self.door.audit(
-                Record(
-                    door="fhir",
-                    action=route.interaction,
-                    outcome="denied",
-                    target=route.resource_type,
-                    request_id=_id(scope),
-                )
-            )
+            told = Record("fhir", route.interaction, "denied", target=route.resource_type, request_id=_id(scope))
+            self.door.audit(replace(told, detail=_address(scope)))
             raise
+
+    async def _got(self, scope: Scope, route: Route, made: Callable[[Access], Call]) -> Reply:
+        """A GET: caller and answer are read on one connection."""
+        if self.in_loop and route.interaction in QUICK and _is_small(scope):
+            # What takes long begins again in a thread.
+            with suppress(Unavailable):
+                return self._gathered(scope, route, made, LOOP_SECONDS)
+        is_point = route.interaction in POINTS
+        return await self._threaded(partial(self._gathered, scope, route, made, None if is_point else READ_SECONDS))
+
+    def _gathered(self, scope: Scope, route: Route, made: Callable[[Access], Call], seconds: float | None) -> Reply:
+        recognize, call = self.door.recognize, None
+        try:
+            with self.door.store.read(seconds) as connection:
+                known = partial(recognize, connection) if recognize else self.door.authenticate
+                call = made(self._identified(scope, route, known))
+                _negotiate(call)
+                reply = _read(call, connection)
+        except Exception as error:
+            is_late = isinstance(error, Unavailable) and seconds == LOOP_SECONDS
+            if call is not None and not is_late:
+                self.door.audit(call.record(_failure(error)))
+            raise
+        self.door.audit(call.record("allowed"))
+        return reply
 
     async def _answered(self, call: Call, method: str, receive: Receive) -> Reply:
         try:
             body = await http.body(receive, call.headers) if method not in {"GET", "HEAD"} else b""
-            if call.resource_type != "Binary" or not binary.takes(call.headers):
-                http.negotiate(call.headers, call.criteria)
+            _negotiate(call)
             if body:
                 call = replace(call, body=body)
             if call.interaction in routing.READERS:
-                reply = await self._read(call, method)
+                reply = await self._looked(call, method)
                 self.door.audit(call.record("allowed"))
             elif call.interaction in BUNDLES:
                 reply = await self._threaded(lambda: BUNDLES[call.interaction](call))
             else:
                 reply = await self._write(call)
         except Exception as error:
-            self.door.audit(call.record("denied" if isinstance(error, Forbidden) else "failed"))
+            self.door.audit(call.record(_failure(error)))
             raise
         return reply
 
-    async def _read(self, call: Call, method: str) -> Reply:
+    async def _looked(self, call: Call, method: str) -> Reply:
+        """A search by POST, and what is kept elsewhere than the other resources."""
         if method == "POST":
             form = partial(interactions.require_form, call)
             call = replace(
                 call, criteria=tuple(form() if len(call.body) <= FORM_IN_LOOP else await self._threaded(form))
             )
-        reader = routing.READERS[call.interaction]
         if call.resource_type and call.offer.kept:
             await self._threaded(self.door.settle_audit)
-        elif self.in_loop and call.interaction in QUICK and _is_small(call):
-            try:
-                return self._look(reader, call, LOOP_SECONDS)
-            except Unavailable:
-                call.about.clear()
-        return await self._threaded(lambda: self._look(reader, call, READ_SECONDS))
+        return await self._threaded(partial(self._look, call))
 
-    def _look(self, reader: routing.Reader, call: Call, seconds: float) -> Reply:
-        with self.door.store.read(seconds=seconds) as connection:
-            return reader(call, connection)
+    def _look(self, call: Call) -> Reply:
+        with self.door.store.read(READ_SECONDS) as connection:
+            return _read(call, connection)
 
     async def _write(self, call: Call) -> Reply:
         if not self.in_loop:
@@ -195,10 +208,53 @@ class Interface:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
 
 
-def _is_small(call: Call) -> bool:
+def _call(door: Door, scope: Scope, criteria: http.Criteria, headers: Mapping[str, str], access: Access) -> Call:
+    route: Route = scope["route"]
+    return Call(
+        door,
+        access,
+        route.interaction,
+        route.resource_type,
+        route.resource_id,
+        route.version,
+        tuple(criteria),
+        headers,
+        request_id=_id(scope),
+        about={"detail": _address(scope)},
+    )
+
+
+def _address(scope: Scope) -> dict[str, Any]:
+    """Where a request came from, for the audit trail."""
+    client = scope.get("client")
+    return {"address": client[0]} if client else {}
+
+
+def _offered(route: Route) -> Offer:
+    return offers()[route.resource_type]
+
+
+def _negotiate(call: Call) -> None:
+    if call.resource_type != "Binary" or not binary.takes(call.headers):
+        http.negotiate(call.headers, call.criteria)
+
+
+def _read(call: Call, connection: Connection) -> Reply:
+    """Run the reader; the trail of a search tells what was asked, without what may be a name."""
+    if call.interaction in SEARCHES:
+        kind = call.offer if call.interaction == "search-type" else None
+        call.about["detail"]["query"] = audit_events.asked(kind, call.criteria)
+    return routing.READERS[call.interaction](call, connection)
+
+
+def _failure(error: Exception) -> Outcome:
+    return "denied" if isinstance(error, Forbidden) else "failed"
+
+
+def _is_small(scope: Scope) -> bool:
     """Whether few resources are asked for: the time limit is the database's, and many take long to put together."""
-    counts = [value for name, value in call.criteria if name == "_count"]
-    return all(value.isdecimal() and len(value) < 4 and int(value) <= COUNT_IN_LOOP for value in counts)
+    counts = _COUNTS.findall(scope["query_string"])
+    return all(len(count) < 4 and count.isdigit() and int(count) <= COUNT_IN_LOOP for count in counts)
 
 
 def _audited(call: Call, work: interactions.Work) -> interactions.Work:
@@ -228,11 +284,21 @@ def _pages(door: Door) -> Mapping[str, Page]:
     """The public pages by their address: what the server offers, for clients, tools and people."""
     pages: dict[str, Page] = {"metadata": _metadata(door)}
     if not door.read_only:
-        pages["openapi.json"] = lambda _: Reply(
-            200, resources.dumps(openapi.document(door.settings)), {"Content-Type": "application/json"}
-        )
-        pages["api"] = lambda _: Reply(200, openapi.page(door.settings).encode(), openapi.PAGE_HEADERS)
+        document, page = _once(openapi.document, door), _once(openapi.page, door)
+        pages["openapi.json"] = lambda _: Reply(200, document(), {"Content-Type": "application/json"})
+        pages["api"] = lambda _: Reply(200, page(), openapi.PAGE_HEADERS)
     return pages
+
+
+def _once(make: Callable[[Settings], Any], door: Door) -> Callable[[], bytes]:
+    """What a page shows, made when somebody first asks for it."""
+
+    @cache
+    def made() -> bytes:
+        found = make(door.settings)
+        return found.encode() if isinstance(found, str) else resources.dumps(found)
+
+    return made
 
 
 def _page(page: Page, method: str, headers: Mapping[str, str], criteria: http.Criteria) -> Reply:
@@ -247,7 +313,7 @@ def _page(page: Page, method: str, headers: Mapping[str, str], criteria: http.Cr
 def _metadata(door: Door) -> Page:
     modes = {
         **dict.fromkeys(("full", "normative"), capability.statement(door.settings, read_only=door.read_only)),
-        "terminology": capability.terminology(),
+        "terminology": capability.terminology(door.settings),
     }
     bodies = {mode: resources.dumps(found) for mode, found in modes.items()}
 

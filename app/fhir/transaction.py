@@ -536,13 +536,13 @@ def _answered(plan: Plan) -> Answer:
         told = Issue("informational", f"version {stored.version} is stored", severity="information")
         response["outcome"] = outcome.outcome([told], call.request_id)
     body = stored.body if wanted == "representation" and not stored.deleted else b""
-    return _joined(body, response, f"{call.door.base}/{path}")
+    return _joined(body, response)
 
 
-def _joined(body: bytes, response: Json, full_url: str = "") -> Answer:
-    address = b'"fullUrl":' + msgspec.json.encode(full_url) + b"," if full_url else b""
+def _joined(body: bytes, response: Json) -> Answer:
+    """Without a fullUrl: two entries may have come to the same resource, and a Bundle names each once (bdl-7)."""
     resource = b'"resource":' + body + b"," if body else b""
-    return b"{" + address + resource + b'"response":' + msgspec.json.encode(response) + b"}"
+    return b"{" + resource + b'"response":' + msgspec.json.encode(response) + b"}"
 
 
 def _status(status: int) -> str:

@@ -133,6 +133,7 @@ def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only:
         delete_guards=guards.DELETE_GUARDS,
         audit=house.audit,
         audit_in=audit_log.add,
+        recognize=None if read_only else _bearer,
         settle_audit=house.auditor.flush,
         key=keys.wrapping_secret(house.settings),
         read_only=read_only,
@@ -153,6 +154,10 @@ def _gateway(store: Store, settings: Settings, auditor: Auditor) -> Gateway:
 
     password = settings.orthanc_password.get_secret_value()
     return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, auditor.note, stored))
+
+
+def _bearer(connection: Connection, request: Request) -> Access:
+    return tokens.find(connection, tokens.bearer(request))
 
 
 def _by_token(store: Store) -> Callable[[Request], Access]:

@@ -798,8 +798,6 @@ def _between(frame: _Frame, clauses: Iterable[Clause]) -> Sql:
 
 def _natural(date: Date, frame: _Frame) -> Sql:
     """The natural date decides without a look at the index, but at the edges and for what is apart."""
-    if frame.bounded and date.prefix in {"lt", "sa"}:
-        return _ALL
     probe = _probe(date, frame)
     apart = _has_apart(date, frame)
     if date.prefix == "ne":

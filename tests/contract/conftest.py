@@ -85,6 +85,7 @@ class Server:
             store=self.store,
             settings=self.settings,
             authenticate=self.authenticate,
+            recognize=None if read_only else lambda _, request: self.authenticate(request),
             hooks=self.hooks,
             guards=self.guards,
             delete_guards=self.delete_guards,

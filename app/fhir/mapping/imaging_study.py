@@ -163,7 +163,9 @@ def _series(facts: SeriesFacts, zone: tzinfo) -> Json:
 def _instance(instance: Instance) -> Json:
     known = values.identity(instance.sop_class)
     sop_class = {"system": "urn:ietf:rfc:3986", **({"code": values.oid(known)} if known else {})}
-    return _filled({"uid": values.identity(instance.sop_uid), "sopClass": sop_class, "number": values.unsigned(instance.number)})
+    return _filled(
+        {"uid": values.identity(instance.sop_uid), "sopClass": sop_class, "number": values.unsigned(instance.number)}
+    )
 
 
 def _started(headers: Sequence[Dataset], zone: tzinfo) -> str | None:

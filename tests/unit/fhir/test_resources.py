@@ -289,6 +289,19 @@ def test_undated_resources_come_last_in_both_directions(store: Store) -> None:
     assert find(store, "ImagingStudy", ("_sort", "started")) == ["c", "a", "b"]
 
 
+def test_one_of_two_dates_does_not_lend_its_bounds_to_the_other(store: Store) -> None:
+    for started in ("2019-05-01", "2022-06-01", "2024-02-29"):
+        put(store, {**STUDY, "id": f"s{started[:4]}", "started": started})
+    for value, expected in (
+        ("2024-02-29,lt2020", ["s2024", "s2019"]),
+        ("lt2020,2024-02-29", ["s2024", "s2019"]),
+        ("sa2024-01,eb2020", ["s2024", "s2019"]),
+        ("lt2020", ["s2019"]),
+        ("lt2023,gt2024", ["s2022", "s2019"]),
+    ):
+        assert find(store, "ImagingStudy", ("started", value)) == expected, value
+
+
 def test_a_text_longer_than_an_index_row_is_kept_whole_and_found_by_its_beginning(store: Store) -> None:
     text = "ü" * 9000
     put(
