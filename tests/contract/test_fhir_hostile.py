@@ -325,9 +325,9 @@ def test_a_deleted_study_does_not_come_back_as_another_patients(server: Server, 
     assert put(client, study("mine", "1.2.3")).status_code == 201
 
 
+# SQLite has one writer.
+@pytest.mark.parametrize("database_url", [pytest.param("postgres", marks=pytest.mark.postgres)], indirect=True)
 def test_writes_that_block_each_other_again_and_again_are_told_to_come_later(server: Server) -> None:
-    if server.store.sqlite:
-        pytest.skip("SQLite has one writer")
     tries: list[int] = []
 
     def work(_connection: Connection) -> None:

@@ -146,8 +146,7 @@ def test_a_read_within_a_read_and_one_that_ends_in_another_thread_disturb_nobody
         assert again.execute(sa.select(counter)).all() == []
 
 
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
 def test_a_reading_connection_to_sqlite_cannot_write(store: Store) -> None:
-    if not store.sqlite:
-        pytest.skip("PostgreSQL's reads stand for themselves")
     with pytest.raises(sa.exc.OperationalError, match="readonly"), store.read() as connection:
         connection.execute(counter.insert().values(name="no", value=1))
