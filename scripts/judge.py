@@ -152,6 +152,8 @@ def apart(resource: Json) -> Iterator[Json]:
     if resource.get("resourceType") != "Bundle":
         yield resource
         return
+    # Rules about a document or a message look at what its first entry is.
+    is_whole = resource.get("type") in {"document", "message"}
     entries: list[Json] = []
     for entry in resource.get("entry", []):
         inner = entry.get("resource")
@@ -159,6 +161,9 @@ def apart(resource: Json) -> Iterator[Json]:
             entries.append(entry)
             continue
         yield from apart(inner)
+        if is_whole:
+            entries.append(entry)
+            continue
         entries.append(entry | {"resource": STEM | {name: inner[name] for name in ("id", "meta") if name in inner}})
     yield resource | ({"entry": entries} if entries else {})
 

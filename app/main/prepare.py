@@ -12,7 +12,7 @@ from app.smart import keys as signing
 from app.store import keys, schema
 from app.store.database import Store
 from app.viewer.launch import viewer_client
-from app.workflow.arrivals import ENDPOINT_ID
+from app.workflow.owned import ENDPOINT_ID
 
 CONNECTION_TYPES = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
 REQUIRES_TOKEN = "http://fhir.org/argonaut/smart-imaging/StructureDefinition/requires-access-token"  # noqa: S105 - an address

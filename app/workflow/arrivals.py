@@ -40,7 +40,6 @@ DEBOUNCE_MS = 700
 MASS_KNOWN, MASS_SHARE = 20, 0.2
 MASS = "studies disappeared in a mass"
 ANOTHER_DATABASE = "the archive's database was replaced"
-ENDPOINT_ID = "dicomweb"
 
 
 # --- reading the changes ---------------------------------------------------------------------------------------
@@ -249,7 +248,7 @@ def _links(site: Site, order: Json | None, ids: tuple[str, str], header: Dataset
     links = imaging_study.Links(
         resource_id=resource_id,
         subject={"reference": f"Patient/{patient_id}"},
-        endpoint={"reference": f"Endpoint/{ENDPOINT_ID}"},
+        endpoint={"reference": f"Endpoint/{owned.ENDPOINT_ID}"},
         accession=_accession(site, header),
     )
     if order is None:

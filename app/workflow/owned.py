@@ -14,6 +14,8 @@ MARKS = frozenset({terms.CONTENT_ITEM, terms.LINEAGE, terms.STEP, terms.ORDER_DR
 """Identifiers by which the server knows what it made."""
 SAYING = frozenset({"Observation"})
 """Types in which the server itself writes notes."""
+ENDPOINT_ID = "dicomweb"
+"""Our own DICOMweb gateway among the Endpoints."""
 _VERSIONED = frozenset({"versionId", "lastUpdated"})
 
 

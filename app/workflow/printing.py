@@ -6,7 +6,6 @@ import json
 from functools import cache
 from pathlib import Path
 
-import typst
 from sqlalchemy.engine import Connection
 
 from app.fhir import resources
@@ -20,6 +19,9 @@ TEMPLATE = Path(__file__).parent / "report.typ"
 
 def pdf(view: Json) -> bytes:
     """The report as PDF; the same view gives the same bytes."""
+    # Only a worker prints: the others do without a typesetter in memory.
+    import typst
+
     return typst.compile(_template(), sys_inputs={"view": json.dumps(view, ensure_ascii=False)})
 
 

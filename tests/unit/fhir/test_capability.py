@@ -38,7 +38,7 @@ def promises() -> Iterator[tuple[Offer, str, str]]:
 def test_the_statement_is_valid_in_both_its_forms() -> None:
     for read_only in (False, True):
         assert validation.validate(capability.statement(SETTINGS, read_only=read_only), "CapabilityStatement") == []
-    assert validation.validate(capability.terminology(), "TerminologyCapabilities") == []
+    assert validation.validate(capability.terminology(SETTINGS), "TerminologyCapabilities") == []
 
 
 def test_all_that_is_promised_is_understood() -> None:
