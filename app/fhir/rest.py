@@ -41,6 +41,7 @@ from app.fhir.registry import Offer, offers
 from app.fhir.routing import Route
 from app.fhir.search import refusal
 from app.settings import Settings
+from app.store.inloop import LoopWriter
 
 T = TypeVar("T")
 
@@ -84,10 +85,12 @@ class Interface:
         # In the loop only where credential and row cost microseconds: SQLite, and a bearer token, which writes nothing.
         self.in_loop = door.store.sqlite and not door.read_only
         self.pool = ThreadPoolExecutor(THREADS, thread_name_prefix="fhir")
+        self.writer = LoopWriter(door.store, self.pool)
 
     def close(self) -> None:
         """Let the threads end."""
         self.pool.shutdown(wait=False)
+        self.writer.close()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -202,7 +205,10 @@ class Interface:
             work = interactions.prepare(call)
         else:
             work = await self._threaded(lambda: interactions.prepare(call))
-        return await asyncio.wrap_future(self.door.store.submit(_audited(call, work)))
+        if call.resource_type in self.door.hooks:
+            # What an order or a report causes takes its time.
+            return await asyncio.wrap_future(self.door.store.submit(_audited(call, work)))
+        return await self.writer.write(_audited(call, work))
 
     async def _threaded(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)

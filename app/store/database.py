@@ -180,7 +180,7 @@ class Store:
         connection: Connection | None = None
         while (batch := self._batch()) is not None:
             try:
-                connection = connection or self._writing()
+                connection = connection or self.writing()
                 self._commit(connection, batch)
             except BaseException as error:  # noqa: BLE001 - whatever it was, every waiting caller must hear of it
                 for _, future in batch:
@@ -189,7 +189,8 @@ class Store:
         if connection is not None:
             connection.close()
 
-    def _writing(self) -> Connection:
+    def writing(self) -> Connection:
+        """A connection to SQLite for a writer."""
         connection = self.engine.connect()
         connection.exec_driver_sql(f"PRAGMA cache_size=-{WRITER_CACHE_KB}")
         # Savepoints remember the pages that they change: in memory, or half of all that is written would be for them.
@@ -218,7 +219,7 @@ class Store:
         driver.execute("BEGIN IMMEDIATE")
         try:
             for work, future in batch:
-                self._one(connection, work, future, results, savepoint=len(batch) > 1)
+                run_one(connection, work, future, results, savepoint=len(batch) > 1)
             # Work that was alone and failed has rolled back everything.
             if driver.in_transaction:
                 driver.execute("COMMIT")
@@ -229,27 +230,29 @@ class Store:
         for future, result in results:
             future.set_result(result)
 
-    @staticmethod
-    def _one(
-        connection: Connection,
-        work: Callable[[Connection], Any],
-        future: Future[Any],
-        results: list[tuple[Future[Any], Any]],
-        *,
-        savepoint: bool,
-    ) -> None:
-        driver: Any = connection.connection.driver_connection
-        if savepoint:
-            driver.execute("SAVEPOINT work")
-        try:
-            result = work(connection)
-        except Exception as error:  # noqa: BLE001 - belongs to this caller only; the others' work stays
-            driver.execute("ROLLBACK TO work" if savepoint else "ROLLBACK")
+
+def run_one(
+    connection: Connection,
+    work: Callable[[Connection], Any],
+    future: Any,
+    results: list[tuple[Any, Any]],
+    *,
+    savepoint: bool,
+) -> None:
+    """One work of a shared transaction: its failure is told to its own caller and undone, the others' work stays."""
+    driver: Any = connection.connection.driver_connection
+    if savepoint:
+        driver.execute("SAVEPOINT work")
+    try:
+        result = work(connection)
+    except Exception as error:  # noqa: BLE001 - belongs to this caller only
+        driver.execute("ROLLBACK TO work" if savepoint else "ROLLBACK")
+        if not future.done():
             future.set_exception(error)
-        else:
-            results.append((future, result))
-        if savepoint:
-            driver.execute("RELEASE work")
+    else:
+        results.append((future, result))
+    if savepoint:
+        driver.execute("RELEASE work")
 
 
 class _Reading:
