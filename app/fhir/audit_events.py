@@ -78,7 +78,7 @@ def searched(call: Call, connection: Connection) -> Reply:
     if wanted.include or wanted.revinclude:
         raise refusal("events are not joined to other resources", "_include")
     query = granted.confine(wanted.query, call.offer, call.access)
-    call.about["patient_id"] = call.access.patient_id or _patient(wanted.query)
+    call.about["patient_id"] = call.access.patient_id or granted.patient_of(wanted.query)
     where = trail.every([*map(_clause, wanted.query.clauses), _allowed(call.access, "s")])
     return _answered(call, connection, wanted, (where, _is_descending(query)))
 
@@ -301,17 +301,6 @@ def _patient_is(kind: str | None, identity: str) -> Where:
     if kind not in {None, "Patient"}:
         return trail.NONE
     return trail.some([_entity("Patient", identity), trail.among("fhir_user", [f"Patient/{identity}"])])
-
-
-def _patient(query: Query) -> str | None:
-    """The patient whose events are asked for, when it is one: the audit trail names it."""
-    for clause in query.clauses:
-        match clause.any_of:
-            case (Target("patient", (None | "Patient"), patient_id),):
-                return patient_id
-            case _:
-                pass
-    return None
 
 
 def _is_descending(query: Query) -> bool:

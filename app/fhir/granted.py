@@ -71,6 +71,17 @@ def require_patient(access: Access, resource_types: Iterable[str], patient_id: s
         raise Forbidden("the grant is for another patient")
 
 
+def patient_of(query: Query) -> str | None:
+    """The patient that a search is about, when it is one: the audit trail names it."""
+    for clause in query.clauses:
+        match clause.any_of:
+            case (Target(("patient" | "subject"), (None | "Patient"), patient_id),):
+                return patient_id
+            case _:
+                continue
+    return None
+
+
 def _confined(query: Query, offer: Offer, access: Access, scopes: Iterable[Scope]) -> Query:
     clauses = tuple(_inward(clause, access) for clause in query.clauses)
     allowed = tuple(dict.fromkeys(found for scope in scopes for found in _allowances(scope, offer, access)))

@@ -47,7 +47,7 @@ def search_type(call: Call, connection: Connection) -> Reply:
         return elsewhere(call, connection)
     wanted = search.parse(call.offer, _criteria(call), call.door.base, lenient=_is_lenient(call))
     query = granted.confine(wanted.query, call.offer, call.access)
-    call.about["patient_id"] = call.access.patient_id or _patient(wanted.query)
+    call.about["patient_id"] = call.access.patient_id or granted.patient_of(wanted.query)
     return _answered(call, connection, _Asked(call.resource_type, wanted, (query,)))
 
 
@@ -140,17 +140,6 @@ def _inside(call: Call, query: Query) -> Clause:
 
 def _is_lenient(call: Call) -> bool:
     return _LENIENT.search(call.headers.get("prefer", "").lower()) is not None
-
-
-def _patient(query: Query) -> str | None:
-    """The patient whose data is asked for, when it is one: the audit trail names it."""
-    for clause in query.clauses:
-        match clause.any_of:
-            case (Target(("patient" | "subject"), (None | "Patient"), patient_id),):
-                return patient_id
-            case _:
-                pass
-    return None
 
 
 # --- the answer -----------------------------------------------------------------------------------------------
