@@ -14,7 +14,7 @@ from app.cli.shared import open_archive, open_store, show, transact
 from app.settings import Settings
 from app.store import sync
 from app.store.database import Store
-from app.workflow import arrivals, site
+from app.workflow import arrivals, site, sweep
 from app.workflow.arrivals import Archive
 
 sync_commands = typer.Typer(no_args_is_help=True, help="The archive and what is published of it.")
@@ -30,7 +30,7 @@ def sync_status() -> None:
 
 
 def _sync_status(connection: Connection) -> Mapping[str, Any]:
-    changes, sweep = sync.position(connection, arrivals.CHANGES), sync.position(connection, arrivals.SWEEP)
+    changes, swept = sync.position(connection, arrivals.CHANGES), sync.position(connection, sweep.SWEEP)
     studies = sync.present(connection)
     return {
         "cursor": changes.value,
@@ -38,7 +38,7 @@ def _sync_status(connection: Connection) -> Mapping[str, Any]:
         "waiting": sync.waiting(connection),
         "studies": len(studies),
         "instances": sum(studies.values()),
-        "last_sweep": sweep.detail or {},
+        "last_sweep": swept.detail or {},
     }
 
 
@@ -53,9 +53,9 @@ def sync_reconcile(accept_missing: bool = False) -> None:
     try:
         with open_archive(settings) as orthanc:
             at = Archive(store, orthanc, site.of(settings))
-            before = arrivals.sweep(at, thorough=True, accept_missing=accept_missing)
+            before = sweep.sweep(at, thorough=True, accept_missing=accept_missing)
             _settled(at)
-            after = arrivals.sweep(at, thorough=False)
+            after = sweep.sweep(at, thorough=False)
     finally:
         store.close()
     show({"before": asdict(before), "after": asdict(after)})

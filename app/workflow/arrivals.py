@@ -25,21 +25,18 @@ from app.store.database import now
 from app.store.outbox import Effect
 from app.store.sync import Dirty, Known, Position
 from app.store.timeline import Happening
-from app.workflow import evidence, matching, orders, owned
+from app.workflow import absences, evidence, matching, orders, owned
 from app.workflow.site import Archive, Site
+from app.workflow.sweep import ANOTHER_DATABASE, SWEEP
 
 log = structlog.get_logger(__name__)
 
 CHANGES = "changes"
-SWEEP = "sweep"
 OVERLAP = 100
 """Sequence numbers read again: PostgreSQL may show a lower number after a higher one."""
 PAGE = 1000
 DEBOUNCE_MS = 700
 """A study that is already published is rewritten at most so often while its images come in."""
-MASS_KNOWN, MASS_SHARE = 20, 0.2
-MASS = "studies disappeared in a mass"
-ANOTHER_DATABASE = "the archive's database was replaced"
 
 
 # --- reading the changes ---------------------------------------------------------------------------------------
@@ -99,62 +96,6 @@ def _studies(orthanc: Orthanc, rows: Sequence[Json]) -> set[str]:
     return touched
 
 
-# --- the sweep -----------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True, slots=True)
-class Drift:
-    """What a sweep found different between the archive and what is published."""
-
-    new: int = 0
-    missing: int = 0
-    changed: int = 0
-    held: str = ""
-
-    @property
-    def total(self) -> int:
-        """How many studies differ."""
-        return self.new + self.missing + self.changed
-
-
-def sweep(at: Archive, *, thorough: bool = False, accept_missing: bool = False) -> Drift:
-    """Compare totals, then ids, and mark every study that differs.
-
-    Studies gone in a mass, or with the archive's database, are withdrawn only when a person accepts that.
-    """
-    with at.store.read() as connection:
-        present, leaving = sync.present(connection), sync.leaving(connection)
-        before = _hold(connection)
-    totals = at.orthanc.statistics()
-    same = (int(totals["CountStudies"]), int(totals["CountInstances"])) == (len(present), sum(present.values()))
-    held = set(at.orthanc.study_ids()) if thorough or not same else set(present)
-    new, missing = held - present.keys(), present.keys() - held
-    changed = held & present.keys() if thorough or (not same and not new and not missing) else set[str]()
-    counts = len(present) + len(leaving), len(missing) + len(leaving - held)
-    drift = Drift(len(new), len(missing), len(changed), "" if accept_missing else _held_back(before, *counts))
-
-    def work(connection: Connection) -> None:
-        sync.mark(connection, new | changed, "sweep")
-        if not drift.held:
-            sync.mark(connection, missing, "missing")
-        detail = {"hold": drift.held, "at": now(), "new": drift.new, "missing": drift.missing, "changed": drift.changed}
-        sync.move(connection, SWEEP, Position(detail=detail))
-
-    at.store.transact(work)
-    return drift
-
-
-def _held_back(before: str, known: int, missing: int) -> str:
-    """Why nothing may be withdrawn now."""
-    if before == ANOTHER_DATABASE and missing:
-        return before
-    return MASS if known >= MASS_KNOWN and missing > known * MASS_SHARE else ""
-
-
-def _hold(connection: Connection) -> str:
-    return (sync.position(connection, SWEEP).detail or {}).get("hold", "")
-
-
 # --- one marked study --------------------------------------------------------------------------------------------
 
 
@@ -176,7 +117,7 @@ def rebuild_one(at: Archive) -> bool:
 def _look(at: Archive, dirty: Dirty) -> None:
     held = archive.outline(at.orthanc, dirty.orthanc_id)
     if held is None:
-        at.store.transact(lambda connection: _absent(at.site, connection, dirty))
+        at.store.transact(lambda connection: absences.absent(at.site, connection, dirty))
         return
     with at.store.read() as connection:
         before = sync.known(connection, dirty.orthanc_id)
@@ -337,7 +278,7 @@ def _late(connection: Connection, order: Json, held: HeldStudy) -> None:
         orders.review(connection, key, "late-images", focus, orders.patient_of(order))
 
 
-# --- studies that went quiet, and studies that went away -------------------------------------------------------
+# --- studies that went quiet -------------------------------------------------------
 
 
 def settle(at: Archive) -> int:
@@ -362,35 +303,3 @@ def _complete(connection: Connection, orthanc_id: str, before: int) -> None:
         acquired = studies.modalities(connection, orthanc_id) - uids.NOT_IMAGES
         orders.advance(connection, row.order_id, acquired, "images-complete", cause)
         orders.complete(connection, row.order_id, cause)
-
-
-def _absent(site: Site, connection: Connection, dirty: Dirty) -> None:
-    row = sync.known(connection, dirty.orthanc_id)
-    grace = int(site.settings.delete_grace * 1000)
-    if not sync.owned(connection, dirty):
-        return
-    if row is None or row.instances == 0:
-        sync.clean(connection, dirty)
-    elif _hold(connection):
-        sync.write(connection, replace(row, missing_since=None))
-        sync.clean(connection, dirty)
-    elif row.missing_since is None:
-        sync.write(connection, replace(row, missing_since=now()))
-        sync.postpone(connection, dirty, grace)
-    elif now() - row.missing_since < grace:
-        sync.postpone(connection, dirty, grace - (now() - row.missing_since))
-    else:
-        _withdraw(connection, row)
-        sync.clean(connection, dirty)
-
-
-def _withdraw(connection: Connection, row: Known) -> None:
-    cause = "gone from the archive"
-    study = resources.read(connection, "ImagingStudy", row.imaging_study_id)
-    if study is not None and study["status"] == "available":
-        moment = datetime.now(UTC).isoformat(timespec="seconds")
-        resources.put(connection, imaging_study.withdrawn(study, moment), cause=cause)
-        happening = Happening("study-withdrawn", cause, order_id=row.order_id, study_uid=row.study_uid)
-        timeline.add(connection, happening)
-    studies.put_instances(connection, row.orthanc_id, [])
-    sync.write(connection, replace(row, digest="", instances=0))

@@ -17,7 +17,7 @@ from app import errors
 from app.errors import ArchiveUnavailable
 from app.store import outbox, sync
 from app.store.outbox import Claimed
-from app.workflow import arrivals, evidence, reports
+from app.workflow import arrivals, evidence, reports, sweep
 from app.workflow.arrivals import Archive
 
 log = structlog.get_logger(__name__)
@@ -54,15 +54,15 @@ def loops(at: Archive) -> list[Loop]:
         fence = at.store.transact(lambda tx: sync.hold(tx, arrivals.CHANGES, owner, seconds=LEASE_SECONDS))
         return fence is not None and arrivals.poll(at, fence) > 0
 
-    def sweep() -> bool:
-        if at.store.transact(lambda tx: sync.hold(tx, arrivals.SWEEP, owner, seconds=LEASE_SECONDS)) is not None:
-            arrivals.sweep(at, thorough=sweeps[0] % THOROUGH_EVERY == 0)
+    def compare() -> bool:
+        if at.store.transact(lambda tx: sync.hold(tx, sweep.SWEEP, owner, seconds=LEASE_SECONDS)) is not None:
+            sweep.sweep(at, thorough=sweeps[0] % THOROUGH_EVERY == 0)
             sweeps[0] += 1
         return False
 
     return [
         Loop("changes", poll, POLL_SECONDS),
-        Loop("sweep", sweep, SWEEP_SECONDS),
+        Loop("sweep", compare, SWEEP_SECONDS),
         Loop("rebuild", lambda: arrivals.rebuild_one(at), POLL_SECONDS / 2),
         Loop("settle", lambda: arrivals.settle(at) > 0, 1.0),
         Loop("outbox", lambda: deliver_one(at), POLL_SECONDS),

@@ -16,7 +16,7 @@ from app.errors import ArchiveUnavailable
 from app.settings import Settings
 from app.store import sync
 from app.store.database import Store
-from app.workflow import arrivals, site
+from app.workflow import site, sweep
 from app.workflow.arrivals import Archive
 from tests.orthanc.conftest import Orthanc, configuration
 from tests.orthanc.hospital import Hospital, hospital
@@ -64,12 +64,12 @@ def test_an_archive_that_was_away_is_read_on_and_nothing_was_withdrawn(sqlite_te
         with pytest.raises(ArchiveUnavailable):
             at.poll()
         with pytest.raises(ArchiveUnavailable):
-            arrivals.sweep(at.archive)
+            sweep.sweep(at.archive)
         assert store.transact(sync.waiting) == 1
         assert [study["status"] for study in at.find("ImagingStudy")] == ["registered"]
         with started(server, tmp_path):
             at.settle()
             assert [study["status"] for study in at.find("ImagingStudy")] == ["available"]
-            assert arrivals.sweep(at.archive).total == 0
+            assert sweep.sweep(at.archive).total == 0
             assert store.transact(sync.waiting) == 0
     store.close()

@@ -18,7 +18,7 @@ from app.fhir import resources
 from app.fhir.mapping import imaging_study, worklist
 from app.store import sync
 from app.store.tables import cursor
-from app.workflow import arrivals
+from app.workflow import arrivals, sweep
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
 from tests.orthanc.hospital import Hospital, both, hospital, lite, uid
@@ -203,7 +203,7 @@ def test_a_duplicate_and_an_overwritten_image_make_no_new_version(lite: Hospital
     lite.settle()
     lite.delete("instances", lite.archive.orthanc.instances_with_uid(image.SOPInstanceUID)[0])
     lite.send(image)
-    arrivals.sweep(lite.archive)
+    sweep.sweep(lite.archive)
     lite.settle()
     assert lite.version(lite.study("1.2.3.1")) == lite.version(before)
 
@@ -320,7 +320,7 @@ def test_a_deleted_study_is_withdrawn_after_the_grace_and_comes_back(both: Hospi
     both.send(image)
     both.settle()
     both.delete("studies", both.orthanc_id(uid(order)))
-    arrivals.sweep(both.archive)
+    sweep.sweep(both.archive)
     both.hurry()
     arrivals.rebuild_one(both.archive)
     assert both.study(uid(order))["status"] == "available"
@@ -329,7 +329,7 @@ def test_a_deleted_study_is_withdrawn_after_the_grace_and_comes_back(both: Hospi
     assert gone["status"] == "unknown"
     assert "endpoint" not in gone
     assert "series" not in gone
-    assert arrivals.sweep(both.archive).total == 0
+    assert sweep.sweep(both.archive).total == 0
     both.send(image)
     both.settle()
     back = both.study(uid(order))
@@ -345,7 +345,7 @@ def test_a_study_that_is_only_sent_anew_within_the_grace_is_never_withdrawn(lite
         slow.settle()
         before = slow.study("1.2.3.1")
         slow.delete("studies", slow.orthanc_id("1.2.3.1"))
-        arrivals.sweep(slow.archive)
+        sweep.sweep(slow.archive)
         slow.rebuild_once()
         slow.send(image)
         slow.settle()
@@ -361,12 +361,12 @@ def test_a_mass_disappearance_withdraws_nothing_until_a_person_accepts_it(lite: 
     # One study was marked before, for another reason, and is found absent first.
     lite.store.transact(lambda tx: sync.mark(tx, [next(iter(sync.present(tx)))], "changed"))
     lite.rebuild_once()
-    drift = arrivals.sweep(lite.archive)
+    drift = sweep.sweep(lite.archive)
     lite.rebuild()
     assert drift.held
     assert {study["status"] for study in lite.find("ImagingStudy")} == {"available"}
-    assert arrivals.sweep(lite.archive).missing == 20
-    arrivals.sweep(lite.archive, accept_missing=True)
+    assert sweep.sweep(lite.archive).missing == 20
+    sweep.sweep(lite.archive, accept_missing=True)
     lite.rebuild()
     assert {study["status"] for study in lite.find("ImagingStudy")} == {"unknown"}
 
@@ -378,13 +378,13 @@ def test_another_database_behind_the_archive_withdraws_nothing(lite: Hospital) -
     ahead = update(cursor).where(cursor.c.name == arrivals.CHANGES).values(value=10**6)
     lite.store.transact(lambda tx: tx.execute(ahead))
     lite.poll()
-    assert arrivals.sweep(lite.archive).held
+    assert sweep.sweep(lite.archive).held
     lite.rebuild()
     assert lite.study("1.2.3.1")["status"] == "available"
     lite.send(other_study(lite.image(), "1.7.1"))
     lite.look()
     assert lite.study("1.7.1")["status"] == "available"
-    arrivals.sweep(lite.archive, accept_missing=True)
+    sweep.sweep(lite.archive, accept_missing=True)
     lite.rebuild()
     assert lite.study("1.2.3.1")["status"] == "unknown"
 
@@ -396,7 +396,7 @@ def test_a_changes_log_that_was_cleared_is_healed_by_the_sweep(lite: Hospital) -
     lite.send(lite.image())
     lite.pacs.delete("/changes").raise_for_status()
     assert lite.look() == 0
-    assert arrivals.sweep(lite.archive).new == 1
+    assert sweep.sweep(lite.archive).new == 1
     lite.rebuild()
     assert lite.study("1.2.3.1")["status"] == "available"
 

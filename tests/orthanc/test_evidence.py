@@ -21,7 +21,7 @@ from app.store import evidence as readings
 from app.store import outbox, studies
 from app.store.outbox import Effect
 from app.store.studies import Stowed
-from app.workflow import arrivals, evidence
+from app.workflow import evidence, sweep
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
 from tests.orthanc.hospital import RADIOLOGIST, Hospital, both, ids, lite
@@ -162,7 +162,7 @@ def test_a_deleted_report_takes_its_measurements_with_it_and_restores_what_it_re
 
 
 def _swept(at: Hospital) -> None:
-    arrivals.sweep(at.archive)
+    sweep.sweep(at.archive)
     at.settle()
 
 
