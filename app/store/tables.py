@@ -193,15 +193,63 @@ class Cursor(SQLModel, table=True):
     detail: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON)
 
 
+class Inbox(SQLModel, table=True):
+    """One row of the archive's change log as it was read: what marked a study, and what makes a repeat known."""
+
+    epoch: str = Field(primary_key=True)
+    """Which database of the archive counts here."""
+    seq: int = Field(primary_key=True, sa_type=sa.BigInteger)
+    kind: str
+    """NewInstance, NewSeries … as the archive names it."""
+    resource: str
+    """The archive's id of what changed."""
+    study: str = ""
+    """The study it belongs to; empty when it was gone before it could be asked for."""
+    at: int = Field(sa_type=sa.BigInteger)
+
+
+class Worker(SQLModel, table=True):
+    """A worker process that lives as long as it keeps saying so; what it claimed is free when it does not."""
+
+    id: str = Field(primary_key=True)
+    until: int = Field(sa_type=sa.BigInteger)
+    started: int = Field(sa_type=sa.BigInteger)
+
+
 class DirtyStudy(SQLModel, table=True):
     """A study of the archive that must be looked at again. `mark` grows with every reason to look."""
 
+    __table_args__ = (sa.Index("ix_dirty_due", "priority", "due"), sa.Index("ix_dirty_since", "since"))
+
     orthanc_id: str = Field(primary_key=True)
     mark: int = Field(default=1, sa_type=sa.BigInteger)
+    priority: int = 0
+    """0 for what has just happened, 1 for what can wait: a resync must not stand before a new image."""
     due: int = Field(sa_type=sa.BigInteger)
+    latest: int = Field(default=0, sa_type=sa.BigInteger)
+    """Later marks put `due` off, but never beyond this."""
+    since: int = Field(default=0, sa_type=sa.BigInteger)
+    """When the oldest mark that nobody has dealt with was made."""
+    marked: int = Field(default=0, sa_type=sa.BigInteger)
+    """When the last mark was made."""
     claimed_until: int = Field(default=0, sa_type=sa.BigInteger)
+    worker: str = ""
+    """Who has claimed it; the claim ends with that worker."""
     attempts: int = 0
     reason: str = ""
+
+
+class SyncRequest(SQLModel, table=True):
+    """Something a person asks of whoever keeps in step with the archive: handed over, done, answered."""
+
+    id: int | None = Field(default=None, primary_key=True, sa_type=BigSerial)
+    kind: str
+    detail: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON)
+    asked: int = Field(sa_type=sa.BigInteger)
+    taken: int | None = Field(default=None, sa_type=sa.BigInteger)
+    worker: str = ""
+    done: int | None = Field(default=None, sa_type=sa.BigInteger)
+    answer: dict[str, Any] = Field(default_factory=dict, sa_type=sa.JSON)
 
 
 class Study(SQLModel, table=True):
@@ -224,6 +272,9 @@ class Study(SQLModel, table=True):
     complete: bool = False
     missing_since: int | None = Field(default=None, sa_type=sa.BigInteger)
     instances: int = 0
+    series: int = 0
+    last_update: str = ""
+    """What the archive said of its last change when the study was last looked at."""
 
 
 class Instance(SQLModel, table=True):
@@ -502,7 +553,10 @@ counter = core(Counter)
 event = core(Event)
 outbox = core(Outbox)
 cursor = core(Cursor)
+inbox = core(Inbox)
+worker = core(Worker)
 dirty_study = core(DirtyStudy)
+sync_request = core(SyncRequest)
 study = core(Study)
 instance = core(Instance)
 stow = core(Stow)
