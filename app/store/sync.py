@@ -1,18 +1,26 @@
-"""Where the reading of the archive stands: cursors, studies to look at again, leases."""
+"""Where reading the archive stands: cursors, its change log as read, studies to look at again, workers, leases."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from app.store.database import insert, now, upsert
-from app.store.tables import cursor, dirty_study, lease, study
+from app.store.database import insert, now, run_many, upsert
+from app.store.tables import cursor, dirty_study, inbox, lease, study, worker
 
 CLAIM_MS = 30_000
+"""How long a claim lasts that no worker's life ends."""
+WORKING_MS = 600_000
+"""How long a living worker may take for one study."""
+FAR = 2**62
+LIVE, RESYNC = 0, 1
+"""Priorities: what has just happened goes before what a comparison found."""
+KEPT = 10_000
+"""So many rows of the change log stay, to know a repeat and to tell what made a version."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,6 +33,27 @@ class Position:
 
 
 @dataclass(frozen=True, slots=True)
+class Change:
+    """One row of the archive's change log, and the study it touched (empty when that is gone)."""
+
+    seq: int
+    kind: str
+    resource: str
+    study: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Mark:
+    """A wish to look at a study: not before `delay_ms`; later marks put it off up to `latest_ms` and no longer."""
+
+    orthanc_id: str
+    reason: str
+    delay_ms: int = 0
+    latest_ms: int = 0
+    priority: int = LIVE
+
+
+@dataclass(frozen=True, slots=True)
 class Dirty:
     """A study to look at again; `mark` tells whether it was marked once more meanwhile."""
 
@@ -33,7 +62,8 @@ class Dirty:
     attempts: int
     reason: str
     until: int
-    """When the claim ends: the claim's own name as well."""
+    """When the claim ends: with the worker, the claim's own name as well."""
+    worker: str = ""
 
 
 def position(connection: Connection, name: str) -> Position:
@@ -48,62 +78,173 @@ def move(connection: Connection, name: str, to: Position) -> None:
     upsert(connection, cursor, values, keys=("name",))
 
 
-def mark(connection: Connection, orthanc_ids: Iterable[str], reason: str, *, delay_ms: int = 0) -> None:
+# --- the change log as read --------------------------------------------------------------------------------------
+
+
+def heard(connection: Connection, epoch: str, after: int) -> dict[int, str]:
+    """What was read of the log beyond `after`: the archive's id of what changed, by sequence number."""
+    own = sa.and_(inbox.c.epoch == epoch, inbox.c.seq > after)
+    return {row[0]: row[1] for row in connection.execute(sa.select(inbox.c.seq, inbox.c.resource).where(own))}
+
+
+def hear(connection: Connection, epoch: str, changes: Sequence[Change]) -> None:
+    """Keep rows of the log; one that is known already stays as it was."""
+    moment = now()
+    statement = """INSERT INTO inbox (epoch, seq, kind, resource, study, at) VALUES (?, ?, ?, ?, ?, ?)
+        ON CONFLICT (epoch, seq) DO NOTHING"""
+    run_many(connection, statement, [(epoch, one.seq, one.kind, one.resource, one.study, moment) for one in changes])
+
+
+def forget_changes(connection: Connection, epoch: str, last: int) -> None:
+    """Drop the rows of other databases, and all but the newest of this one."""
+    connection.execute(inbox.delete().where(sa.or_(inbox.c.epoch != epoch, inbox.c.seq <= last - KEPT)))
+
+
+# --- studies to look at again --------------------------------------------------------------------------------------
+
+
+def mark(
+    connection: Connection, orthanc_ids: Iterable[str], reason: str, *, delay_ms: int = 0, priority: int = LIVE
+) -> None:
     """Have these studies looked at (again), not before `delay_ms` from now unless one is due sooner."""
-    due = now() + delay_ms
+    mark_each(connection, [Mark(one, reason, delay_ms, delay_ms, priority) for one in orthanc_ids])
+
+
+def mark_each(connection: Connection, marks: Iterable[Mark]) -> None:
+    """The same, each study with a reason and a pace of its own."""
+    moment = now()
     # In one order, so that two transactions do not wait for each other.
-    for orthanc_id in sorted(orthanc_ids):
-        first = insert(connection, dirty_study).values(
-            orthanc_id=orthanc_id, mark=1, due=due, claimed_until=0, attempts=0, reason=reason
-        )
-        sooner = sa.case((dirty_study.c.due < due, dirty_study.c.due), else_=due)
-        again = {"mark": dirty_study.c.mark + 1, "due": sooner, "reason": reason}
-        connection.execute(first.on_conflict_do_update(index_elements=["orthanc_id"], set_=again))
+    rows = [
+        {
+            "orthanc_id": one.orthanc_id, "mark": 1, "priority": one.priority, "reason": one.reason,
+            "due": moment + one.delay_ms, "latest": moment + max(one.delay_ms, one.latest_ms),
+            "since": moment, "marked": moment, "claimed_until": 0, "worker": "", "attempts": 0,
+        }
+        for one in sorted(marks, key=lambda one: one.orthanc_id)
+    ]  # fmt: skip
+    if not rows:
+        return
+    first = insert(connection, dirty_study)
+    new, old = first.excluded, dirty_study.c
+    latest = _lesser(old.latest, new.latest)
+    again = {
+        "mark": old.mark + 1,
+        "priority": _lesser(old.priority, new.priority),
+        "reason": new.reason,
+        "due": _lesser(new.due, latest),
+        "latest": latest,
+        "marked": new.marked,
+    }
+    connection.execute(first.on_conflict_do_update(index_elements=["orthanc_id"], set_=again), rows)
 
 
-def claim(connection: Connection) -> Dirty | None:
-    """One study that is due, claimed so that no other worker looks at the same time."""
+def _lesser(left: Any, right: Any) -> Any:
+    return sa.case((left < right, left), else_=right)
+
+
+def claim(connection: Connection, owner: str = "") -> Dirty | None:
+    """One study that is due, claimed so that nobody else looks at the same time."""
+    return next(iter(claim_some(connection, owner, 1)), None)
+
+
+def claim_some(connection: Connection, owner: str, limit: int) -> list[Dirty]:
+    """Studies that are due, claimed by a worker for as long as it lives: what is new first."""
     moment = now()
     statement = (
         sa.select(dirty_study)
-        .where(dirty_study.c.due <= moment, dirty_study.c.claimed_until <= moment)
-        .order_by(dirty_study.c.due)
-        .limit(1)
+        .where(_free(moment))
+        .order_by(dirty_study.c.priority, dirty_study.c.due)
+        .limit(limit)
         .with_for_update(skip_locked=True)
     )
-    row = connection.execute(statement).mappings().first()
-    if row is None:
-        return None
-    until = moment + CLAIM_MS
-    own = dirty_study.update().where(dirty_study.c.orthanc_id == row["orthanc_id"])
-    # Due again when the claim ends; a mark made meanwhile brings its own, earlier, time.
-    connection.execute(own.values(claimed_until=until, due=until, attempts=row["attempts"] + 1))
-    return Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1, row["reason"], until)
+    rows = connection.execute(statement).mappings().all()
+    until = moment + (WORKING_MS if owner else CLAIM_MS)
+    taken = dirty_study.c.orthanc_id.in_([row["orthanc_id"] for row in rows])
+    # Marks made from now on have a pace of their own.
+    values = {"claimed_until": until, "worker": owner, "attempts": dirty_study.c.attempts + 1, "latest": FAR}
+    if rows:
+        connection.execute(dirty_study.update().where(taken).values(values))
+    return [
+        Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1, row["reason"], until, owner) for row in rows
+    ]  # fmt: skip
+
+
+def _free(moment: int) -> sa.ColumnElement[bool]:
+    living = sa.select(worker.c.id).where(worker.c.until > moment)
+    orphaned = sa.and_(dirty_study.c.worker != "", dirty_study.c.worker.not_in(living))
+    return sa.and_(dirty_study.c.due <= moment, sa.or_(dirty_study.c.claimed_until <= moment, orphaned))
+
+
+def is_due(connection: Connection) -> bool:
+    """Whether any study could be claimed now."""
+    return connection.execute(sa.select(dirty_study.c.mark).where(_free(now())).limit(1)).first() is not None
 
 
 def owned(connection: Connection, dirty: Dirty) -> bool:
-    """Whether the claim is still ours: after it has run out another worker may have looked, later than we did."""
-    statement = sa.select(dirty_study.c.claimed_until).where(dirty_study.c.orthanc_id == dirty.orthanc_id)
-    return connection.execute(statement.with_for_update()).scalar() == dirty.until
+    """Whether the claim is still ours: after it has ended another worker may have looked, later than we did."""
+    statement = sa.select(dirty_study.c.claimed_until, dirty_study.c.worker)
+    own = statement.where(dirty_study.c.orthanc_id == dirty.orthanc_id).with_for_update()
+    row = connection.execute(own).first()
+    return row is not None and tuple(row) == (dirty.until, dirty.worker)
 
 
 def clean(connection: Connection, dirty: Dirty) -> None:
     """The study was looked at; it stays dirty if it was marked again since it was claimed."""
-    own = sa.and_(dirty_study.c.orthanc_id == dirty.orthanc_id, dirty_study.c.claimed_until == dirty.until)
-    connection.execute(dirty_study.delete().where(own, dirty_study.c.mark == dirty.mark))
-    connection.execute(dirty_study.update().where(own).values(claimed_until=0, attempts=0))
+    own = _own(dirty)
+    gone = connection.execute(dirty_study.delete().where(own, dirty_study.c.mark == dirty.mark)).rowcount
+    if not gone:
+        again = {"claimed_until": 0, "worker": "", "attempts": 0, "since": dirty_study.c.marked}
+        connection.execute(dirty_study.update().where(own).values(again))
 
 
 def postpone(connection: Connection, dirty: Dirty, delay_ms: int) -> None:
     """Look at the study again after `delay_ms`, or when a mark made meanwhile wants it."""
-    own = sa.and_(dirty_study.c.orthanc_id == dirty.orthanc_id, dirty_study.c.claimed_until == dirty.until)
-    due = sa.case((dirty_study.c.mark == dirty.mark, now() + delay_ms), else_=dirty_study.c.due)
-    connection.execute(dirty_study.update().where(own).values(claimed_until=0, due=due))
+    same = dirty_study.c.mark == dirty.mark
+    due = sa.case((same, now() + delay_ms), else_=dirty_study.c.due)
+    connection.execute(dirty_study.update().where(_own(dirty)).values(claimed_until=0, worker="", due=due))
+
+
+def _own(dirty: Dirty) -> sa.ColumnElement[bool]:
+    return sa.and_(
+        dirty_study.c.orthanc_id == dirty.orthanc_id,
+        dirty_study.c.claimed_until == dirty.until,
+        dirty_study.c.worker == dirty.worker,
+    )
 
 
 def waiting(connection: Connection) -> int:
     """How many studies are to be looked at."""
     return connection.execute(sa.select(sa.func.count()).select_from(dirty_study)).scalar_one()
+
+
+def oldest(connection: Connection) -> int | None:
+    """When the oldest mark was made that nobody has dealt with; None when nothing waits."""
+    return connection.execute(sa.select(sa.func.min(dirty_study.c.since))).scalar()
+
+
+# --- workers and leases ----------------------------------------------------------------------------------------------
+
+
+def live(connection: Connection, owner: str, *, seconds: float) -> None:
+    """A worker lives for so many seconds more: what it claimed stays its own."""
+    moment = now()
+    row = {"id": owner, "until": moment + int(seconds * 1000), "started": moment}
+    first = insert(connection, worker).values(row)
+    connection.execute(first.on_conflict_do_update(index_elements=["id"], set_={"until": first.excluded.until}))
+
+
+def living(connection: Connection) -> list[str]:
+    """The workers that have not been found dead, whether they still say that they live or not."""
+    return list(connection.execute(sa.select(worker.c.id)).scalars())
+
+
+def bury(connection: Connection, owners: Collection[str]) -> None:
+    """These workers are no more: what they held is free at once."""
+    own = list(owners)
+    free = {"claimed_until": 0, "worker": ""}
+    connection.execute(dirty_study.update().where(dirty_study.c.worker.in_(own)).values(free))
+    connection.execute(lease.update().where(lease.c.owner.in_(own)).values(until=0))
+    connection.execute(worker.delete().where(worker.c.id.in_(own)))
 
 
 def hold(connection: Connection, name: str, owner: str, *, seconds: float) -> int | None:
@@ -146,6 +287,9 @@ class Known:
     missing_since: int | None
     instances: int
     """0 when it was withdrawn."""
+    series: int = 0
+    last_update: str = ""
+    """What the archive said of its last change when it was looked at."""
 
 
 COLUMNS = tuple(study.c[name] for name in Known.__dataclass_fields__)
