@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from alembic import command
-from alembic.config import Config
-from alembic.runtime.migration import MigrationContext
-from alembic.script import ScriptDirectory
+import sqlalchemy as sa
 
 from app.errors import ConfigurationError
 from app.store.database import Store
 
+if TYPE_CHECKING:
+    from alembic.config import Config
+
 MIGRATIONS = Path(__file__).parent / "migrations"
+_VERSION = sa.table("alembic_version", sa.column("version_num"))
 
 
 def migrate(store: Store) -> None:
     """Bring the database to head; safe to repeat."""
+    # Loaded late: a process that serves only compares two numbers (docs/decisions/0078).
+    from alembic import command
+
     with store.engine.connect() as connection:
         config = _config()
         config.attributes["connection"] = connection
@@ -25,14 +30,23 @@ def migrate(store: Store) -> None:
 
 def require_current(store: Store) -> None:
     """Raise ConfigurationError unless the database is at head."""
-    head = ScriptDirectory.from_config(_config()).get_current_head()
+    wanted = head()
     with store.engine.connect() as connection:
-        current = MigrationContext.configure(connection).get_current_revision()
-    if current != head:
-        raise ConfigurationError(f"the database schema is {current or 'empty'}, not {head}: run `isocenter migrate`")
+        there = sa.inspect(connection).has_table(_VERSION.name)
+        current = connection.execute(sa.select(_VERSION.c.version_num)).scalar() if there else None
+    if current != wanted:
+        raise ConfigurationError(f"the database schema is {current or 'empty'}, not {wanted}: run `isocenter migrate`")
+
+
+def head() -> str:
+    """The last migration's number, with which its file's name begins."""
+    return max(path.name for path in (MIGRATIONS / "versions").glob("[0-9]*.py")).partition("_")[0]
 
 
 def _config() -> Config:
+    # Loaded late: see above.
+    from alembic.config import Config
+
     config = Config()
     config.set_main_option("script_location", str(MIGRATIONS))
     return config

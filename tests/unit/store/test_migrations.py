@@ -10,6 +10,7 @@ import pytest
 import sqlalchemy as sa
 from alembic import command
 from alembic.config import Config
+from alembic.script import ScriptDirectory
 
 from app.store import resources, schema
 from app.store.database import Store
@@ -85,3 +86,9 @@ def test_resources_and_their_history_outlive_the_change_to_numbered_rows(first: 
         # The natural date and the patient are kept; what the index lost is taken from the bodies again.
         assert resources.index_digest(connection) == ""
         assert [hit.stored for hit in resources.search(connection, Query("ImagingStudy"), limit=9)] == [study]
+
+
+def test_the_number_of_the_last_file_is_the_head_that_alembic_finds() -> None:
+    config = Config()
+    config.set_main_option("script_location", str(schema.MIGRATIONS))
+    assert schema.head() == ScriptDirectory.from_config(config).get_current_head()
