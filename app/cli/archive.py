@@ -14,7 +14,7 @@ from app.cli.shared import open_archive, open_store, show, transact
 from app.settings import Settings
 from app.store import sync
 from app.store.database import Store
-from app.workflow import arrivals, site, sweep
+from app.workflow import arrivals, changes, site, sweep
 from app.workflow.arrivals import Archive
 
 sync_commands = typer.Typer(no_args_is_help=True, help="The archive and what is published of it.")
@@ -30,11 +30,11 @@ def sync_status() -> None:
 
 
 def _sync_status(connection: Connection) -> Mapping[str, Any]:
-    changes, swept = sync.position(connection, arrivals.CHANGES), sync.position(connection, sweep.SWEEP)
+    read, swept = sync.position(connection, changes.CHANGES), sync.position(connection, sweep.SWEEP)
     studies = sync.present(connection)
     return {
-        "cursor": changes.value,
-        "epoch": changes.epoch,
+        "cursor": read.value,
+        "epoch": read.epoch,
         "waiting": sync.waiting(connection),
         "studies": len(studies),
         "instances": sum(studies.values()),

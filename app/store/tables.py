@@ -275,6 +275,10 @@ class Study(SQLModel, table=True):
     series: int = 0
     last_update: str = ""
     """What the archive said of its last change when the study was last looked at."""
+    accepted: int | None = Field(default=None, sa_type=sa.BigInteger)
+    """When a person accepted that the study is gone; what is published later is back."""
+    gone_reason: str = ""
+    """Why it went, as far as that is known: a key of the delete policy."""
 
 
 class Instance(SQLModel, table=True):
@@ -291,6 +295,8 @@ class Instance(SQLModel, table=True):
     sop_uid: str
     sop_class: str
     modality: str = ""
+    file: str = ""
+    """How the archive names the file: another name is another content."""
 
 
 class Stow(SQLModel, table=True):

@@ -6,95 +6,24 @@ and writes what differs. A crash anywhere leaves the mark, and the look is repea
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-import structlog
 from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
 from app.dicom import archive, uids
 from app.dicom.archive import HeldStudy
-from app.dicom.orthanc import Orthanc
 from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
 from app.store import outbox, studies, sync, timeline
 from app.store.database import now
 from app.store.outbox import Effect
-from app.store.sync import Dirty, Known, Position
+from app.store.sync import Dirty, Known
 from app.store.timeline import Happening
 from app.workflow import absences, evidence, matching, orders, owned
 from app.workflow.site import Archive, Site
-from app.workflow.sweep import ANOTHER_DATABASE, SWEEP
-
-log = structlog.get_logger(__name__)
-
-CHANGES = "changes"
-OVERLAP = 100
-"""Sequence numbers read again: PostgreSQL may show a lower number after a higher one."""
-PAGE = 1000
-DEBOUNCE_MS = 700
-"""A study that is already published is rewritten at most so often while its images come in."""
-
-
-# --- reading the changes ---------------------------------------------------------------------------------------
-
-
-def poll(at: Archive, fence: int) -> int:
-    """Mark the studies that changed since the last call and move the cursor, in one transaction; how many."""
-    with at.store.read() as connection:
-        position = sync.position(connection, CHANGES)
-    answer = at.orthanc.changes(max(0, position.value - OVERLAP), PAGE)
-    last = int(answer["Last"])
-    if last < position.value and at.orthanc.last_change() < position.value:
-        return _another_database(at, position, fence)
-    rows = [row for row in answer["Changes"] if row["Seq"] not in at.seen]
-    if not rows and last <= position.value:
-        return 0
-    touched = _studies(at.orthanc, rows)
-    moved = at.store.transact(lambda connection: _moved(connection, touched, max(last, position.value), fence))
-    if not moved:
-        return 0
-    at.seen.difference_update({seq for seq in at.seen if seq < last - OVERLAP - PAGE})
-    at.seen.update(row["Seq"] for row in rows)
-    return len(touched)
-
-
-def _moved(connection: Connection, touched: set[str], last: int, fence: int) -> bool:
-    if not sync.require(connection, CHANGES, fence):
-        return False
-    published = sync.published(connection, touched)
-    sync.mark(connection, touched - published, "changed")
-    sync.mark(connection, published, "changed", delay_ms=DEBOUNCE_MS)
-    epoch = sync.position(connection, CHANGES).epoch
-    sync.move(connection, CHANGES, Position(last, epoch))
-    return True
-
-
-def _another_database(at: Archive, position: Position, fence: int) -> int:
-    """The archive counts from lower than we had read: a restored or another database. Nothing is withdrawn."""
-    log.warning("archive database changed", cursor=position.value)
-    at.seen.clear()
-    hold = Position(detail={"hold": ANOTHER_DATABASE})
-
-    def restart(connection: Connection) -> None:
-        if sync.require(connection, CHANGES, fence):
-            sync.move(connection, CHANGES, Position(0, str(now())))
-            sync.move(connection, SWEEP, hold)
-
-    at.store.transact(restart)
-    return 0
-
-
-def _studies(orthanc: Orthanc, rows: Sequence[Json]) -> set[str]:
-    touched = {row["ID"] for row in rows if row["ResourceType"] == "Study"}
-    below = [row["ID"] for row in rows if row["ResourceType"] in {"Series", "Instance"}]
-    if below:
-        touched |= {row["ID"] for row in orthanc.bulk_content("Study", list(dict.fromkeys(below)), metadata=False)}
-    return touched
-
 
 # --- one marked study --------------------------------------------------------------------------------------------
 
@@ -102,8 +31,13 @@ def _studies(orthanc: Orthanc, rows: Sequence[Json]) -> set[str]:
 def rebuild_one(at: Archive) -> bool:
     """Look at one marked study and publish what differs; False when none is due."""
     dirty = at.store.transact(sync.claim)
-    if dirty is None:
-        return False
+    if dirty is not None:
+        look_at(at, dirty)
+    return dirty is not None
+
+
+def look_at(at: Archive, dirty: Dirty) -> None:
+    """Look at a study that was claimed, and publish what differs."""
     try:
         _look(at, dirty)
     except Exception:
@@ -111,7 +45,6 @@ def rebuild_one(at: Archive) -> bool:
         wait = min(500 * 2 ** min(dirty.attempts, 7), 60_000)
         at.store.transact(lambda connection: sync.postpone(connection, dirty, wait))
         raise
-    return True
 
 
 def _look(at: Archive, dirty: Dirty) -> None:

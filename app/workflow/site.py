@@ -72,12 +72,11 @@ class Site:
 
 @dataclass(frozen=True, slots=True)
 class Archive:
-    """The archive of one site, and what this process has already read of its changes."""
+    """The archive of one site."""
 
     store: Store
     orthanc: Orthanc
     site: Site
-    seen: set[int] = field(default_factory=set[int])
 
 
 def of(settings: Settings) -> Site:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from app.fhir.calls import Call, Door
 from app.settings import Settings
 from app.store import outbox, sync
 from app.store.database import Store
-from app.workflow import arrivals, evidence, guards, orders, reports, site
+from app.workflow import arrivals, changes, evidence, guards, orders, reports, site
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
 from tests.orthanc.conftest import Orthanc
@@ -49,6 +49,10 @@ class Hospital:
     pacs: httpx.Client
     patient_id: str = ""
     owner: str = "test"
+    reader: changes.Reader = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.restart()
 
     @property
     def store(self) -> Store:
@@ -57,6 +61,7 @@ class Hospital:
     def restart(self) -> None:
         """A new process on the same store."""
         self.archive = Archive(self.store, self.archive.orthanc, self.archive.site)
+        self.reader = changes.Reader(self.archive)
 
     # --- clients -------------------------------------------------------------------------------------------------
 
@@ -138,11 +143,11 @@ class Hospital:
 
     def poll(self) -> int:
         def hold(connection: Connection) -> int | None:
-            return sync.hold(connection, arrivals.CHANGES, self.owner, seconds=60)
+            return sync.hold(connection, changes.CHANGES, self.owner, seconds=60)
 
         fence = self.store.transact(hold)
         assert fence is not None
-        return arrivals.poll(self.archive, fence)
+        return changes.read(self.reader, fence)
 
     def look(self) -> int:
         """Poll, and look at every marked study now, whatever its debounce says; how many."""
@@ -235,8 +240,8 @@ def hospital(store: Store, server: Orthanc, folder: Path, **settings: Any) -> It
         made.patient_id = made.patient("P-1")
         # The archive is shared by the session: what was before this test is not ours.
         last = orthanc.last_change()
-        store.transact(lambda tx: sync.move(tx, arrivals.CHANGES, sync.Position(last)))
-        made.archive.seen.update(range(last + 1))
+        start = sync.Position(last, "test", {"from": last})
+        store.transact(lambda tx: sync.move(tx, changes.CHANGES, start))
         yield made
 
 

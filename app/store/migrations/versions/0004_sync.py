@@ -49,6 +49,9 @@ def upgrade() -> None:
     op.add_column("dirtystudy", _text("worker"))
     op.add_column("study", _number("series", sa.Integer()))
     op.add_column("study", _text("last_update"))
+    op.add_column("study", sa.Column("accepted", sa.BigInteger(), nullable=True))
+    op.add_column("study", _text("gone_reason"))
+    op.add_column("instance", _text("file"))
     op.create_index("ix_dirty_due", "dirtystudy", ["priority", "due"])
     op.create_index("ix_dirty_since", "dirtystudy", ["since"])
 
