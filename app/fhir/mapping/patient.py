@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any
-
-from pydicom.dataset import Dataset
-from pydicom.valuerep import PersonName
+from typing import TYPE_CHECKING, Any
 
 from app.fhir.mapping import codes, values
 from app.fhir.mapping.codes import Json
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+    from pydicom.valuerep import PersonName
 
 IDEOGRAPHIC = "IDE"
 PHONETIC = "SYL"

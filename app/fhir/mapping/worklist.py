@@ -8,17 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime, time, tzinfo
-from typing import Any
-
-from pydicom import config
-from pydicom.datadict import dictionary_VR, tag_for_keyword
-from pydicom.dataelem import DataElement
-from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
+from typing import TYPE_CHECKING, Any
 
 from app.fhir.mapping import imaging_study, task, terms, values
 from app.fhir.mapping import patient as patients
 from app.fhir.mapping.codes import Json
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 PRIORITY = {"stat": "STAT", "asap": "HIGH", "urgent": "HIGH", "routine": "ROUTINE"}
 DESIGNATORS = {"http://snomed.info/sct": "SCT", "http://loinc.org": "LN", terms.DCM: "DCM"}
@@ -51,8 +48,8 @@ ITEM: tuple[Row, ...] = (
     ("AccessionNumber", lambda view: accession(view.order)),
     ("IssuerOfAccessionNumberSequence", lambda view: _accession_issuer(view)),
     ("ReferringPhysicianName", lambda view: _requester(view)),
-    ("ReferencedStudySequence", lambda _: Sequence()),
-    ("ReferencedPatientSequence", lambda _: Sequence()),
+    ("ReferencedStudySequence", lambda _: []),
+    ("ReferencedPatientSequence", lambda _: []),
     ("PatientName", lambda view: patients.person_name(view.patient.get("name", []))),
     ("PatientID", lambda view: mrn(view.patient, view.site)[1]),
     ("IssuerOfPatientID", lambda view: view.site.mrn_issuers.get(mrn(view.patient, view.site)[0], "")),
@@ -78,7 +75,7 @@ ITEM: tuple[Row, ...] = (
     ("RequestedProcedureComments", lambda view: _notes(view.order)),
     ("PlacerOrderNumberImagingServiceRequest", lambda view: _typed(view.order, "PLAC")),
     ("FillerOrderNumberImagingServiceRequest", lambda view: _typed(view.order, "FILL")),
-    ("ScheduledProcedureStepSequence", lambda view: Sequence([_dataset(STEP, view)])),
+    ("ScheduledProcedureStepSequence", lambda view: [_dataset(STEP, view)]),
 )
 
 STEP: tuple[Row, ...] = (
@@ -128,6 +125,12 @@ def concept_text(concept: Json | None) -> str | None:
 
 
 def _dataset(rows: tuple[Row, ...], view: View) -> Dataset:
+    # Loaded late: an order is written without a worklist item (docs/decisions/0078).
+    from pydicom import config
+    from pydicom.datadict import dictionary_VR, tag_for_keyword
+    from pydicom.dataelem import DataElement
+    from pydicom.dataset import Dataset
+
     result = Dataset()
     for keyword, read in rows:
         tag = tag_for_keyword(keyword)
@@ -144,17 +147,23 @@ def _typed(resource: Json, code: str) -> str | None:
     return None
 
 
-def _accession_issuer(view: View) -> Sequence:
+def _accession_issuer(view: View) -> list[Dataset]:
     system = next(
         (entry.get("system", "") for entry in view.order["identifier"] if entry.get("value") == accession(view.order)),
         "",
     )
     issuer = view.site.accession_issuers.get(system, "")
-    if not issuer:
-        return Sequence()
+    return [_entry(LocalNamespaceEntityID=issuer)] if issuer else []
+
+
+def _entry(**values: str) -> Dataset:
+    # Loaded late: see above.
+    from pydicom.dataset import Dataset
+
     entry = Dataset()
-    entry.LocalNamespaceEntityID = issuer
-    return Sequence([entry])
+    for keyword, value in values.items():
+        setattr(entry, keyword, value)
+    return entry
 
 
 def _requester(view: View) -> str:
@@ -182,15 +191,14 @@ def _business_status(step: Json) -> str | None:
     return next((coding["code"] for coding in codings if coding.get("system") == terms.STEP_STATUS), None)
 
 
-def _codes(concept: Json | None) -> Sequence:
+def _codes(concept: Json | None) -> list[Dataset]:
     coding = next(iter((concept or {}).get("coding", [])), None)
     if not coding or not coding.get("code"):
-        return Sequence()
-    code = Dataset()
-    setattr(code, "CodeValue" if len(coding["code"]) <= 16 else "LongCodeValue", coding["code"])
-    code.CodingSchemeDesignator = DESIGNATORS.get(coding.get("system", ""), LOCAL)
-    code.CodeMeaning = _cut(coding.get("display") or concept_text(concept) or coding["code"], 64)
-    return Sequence([code])
+        return []
+    name = "CodeValue" if len(coding["code"]) <= 16 else "LongCodeValue"
+    scheme = DESIGNATORS.get(coding.get("system", ""), LOCAL)
+    meaning = _cut(coding.get("display") or concept_text(concept) or coding["code"], 64)
+    return [_entry(**{name: coding["code"]}, CodingSchemeDesignator=scheme, CodeMeaning=meaning)]
 
 
 def _reason(order: Json) -> str | None:
