@@ -6,15 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 import httpx
-import pydicom
-from dicomweb_client import DICOMwebClient, session_utils
-from pydicom.dataset import Dataset, FileDataset
-from pydicom.errors import InvalidDicomError
 
 from app.errors import ArchiveUnavailable, BadRequest, IsocenterError, NotFound
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset, FileDataset
 
 Json = dict[str, Any]
 Level = Literal["Patient", "Study", "Series", "Instance"]
@@ -138,9 +137,13 @@ class Orthanc:
 
     def dataset(self, instance_id: str, *, stop_before_pixels: bool = True) -> FileDataset:
         """The instance, parsed."""
+        # Loaded late: most of what asks the archive reads JSON (docs/decisions/0078).
+        from pydicom import dcmread
+        from pydicom.errors import InvalidDicomError
+
         content = self.file(instance_id)
         try:
-            return pydicom.dcmread(BytesIO(content), stop_before_pixels=stop_before_pixels)
+            return dcmread(BytesIO(content), stop_before_pixels=stop_before_pixels)
         except InvalidDicomError as error:
             raise IsocenterError("the archive holds a file that is not DICOM") from error
 
@@ -155,6 +158,9 @@ class Orthanc:
 
     def stow(self, document: Dataset) -> None:
         """Store one object by STOW-RS, as into any archive; what is there already stays as it is."""
+        # Loaded late: only the process that delivers documents stores them.
+        from dicomweb_client import DICOMwebClient, session_utils
+
         session = session_utils.create_session_from_user_pass(*self._credential)
         session.headers["Accept-Encoding"] = "identity"
         session.trust_env = False

@@ -6,13 +6,11 @@ import re
 import uuid
 from collections.abc import Iterable, Iterator
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
 from app.access import Access
-from app.dicom.worklist import Worklist, WorklistKeys
 from app.errors import Conflict, Issue, Unprocessable
 from app.fhir import resources
 from app.fhir.mapping import imaging_study, task, terms, worklist
@@ -24,6 +22,11 @@ from app.store.timeline import Happening
 from app.workflow import owned
 from app.workflow.site import Procedure, Site
 from app.workflow.states import FINAL_REPORTS, GIVEN_UP, OPEN, STEP_MOVES, TERMINAL, WAITING
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
+    from app.dicom.worklist import Worklist, WorklistKeys
 
 INTENTS = frozenset({"order", "original-order", "filler-order", "instance-order"})
 IMAGING = ("http://snomed.info/sct", "363679005")

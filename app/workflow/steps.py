@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.engine import Connection
 
 from app.access import Access
-from app.dicom.mpps import MppsHandler, PerformedStep
 from app.fhir import resources
 from app.fhir.mapping import task, terms
 from app.fhir.mapping.codes import Json
@@ -16,6 +15,9 @@ from app.store.database import Store
 from app.store.timeline import Happening, add
 from app.workflow.orders import complete, escaped
 from app.workflow.states import STEP_MOVES
+
+if TYPE_CHECKING:
+    from app.dicom.mpps import MppsHandler, PerformedStep
 
 MOVES = {"IN PROGRESS": "step-started", "COMPLETED": "step-completed", "DISCONTINUED": "step-discontinued"}
 BY_HAND = {
@@ -31,6 +33,8 @@ BY_HAND = {
 
 def handler(store: Store) -> MppsHandler:
     """The MPPS service's memory and its way up."""
+    # Loaded late: only the edge hears of performed steps (docs/decisions/0078).
+    from app.dicom.mpps import MppsHandler
 
     def load(uid: str) -> dict[str, Any] | None:
         with store.read() as connection:
