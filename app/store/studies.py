@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.access import Access
-from app.store.database import now, upsert
+from app.store.database import now, run_many, upsert
 from app.store.tables import instance, stow, study
 
 
@@ -34,9 +34,16 @@ class HeldInstance:
     sop_uid: str
     sop_class: str
     modality: str = ""
+    file: str = ""
+    """The archive's name of the file."""
 
 
 COLUMNS = (study.c.orthanc_id, study.c.study_uid, study.c.imaging_study_id, study.c.patient_id)
+MEMBER = tuple(instance.c[name] for name in HeldInstance.__dataclass_fields__)
+INSERT_MEMBER = (
+    f"INSERT INTO instance ({', '.join(HeldInstance.__dataclass_fields__)})"  # noqa: S608 - our own names
+    f" VALUES ({', '.join('?' for _ in HeldInstance.__dataclass_fields__)})"
+)
 
 
 def with_uid(connection: Connection, study_uid: str) -> list[HeldStudy]:
@@ -63,10 +70,19 @@ def put(connection: Connection, held: HeldStudy, *, digest: str, complete: bool 
 
 
 def put_instances(connection: Connection, study_orthanc_id: str, held: Iterable[HeldInstance]) -> None:
-    """Make these the study's instances, and no others."""
-    connection.execute(instance.delete().where(instance.c.study_orthanc_id == study_orthanc_id))
-    if rows := [asdict(one) for one in held]:
-        connection.execute(instance.insert(), rows)
+    """Make these the study's instances, and no others; only rows that differ are written."""
+    wanted = {one.orthanc_id: one for one in held}
+    own = instance.c.study_orthanc_id == study_orthanc_id
+    known = {row[0]: HeldInstance(*row) for row in connection.execute(sa.select(*MEMBER).where(own))}
+    gone = [(one,) for one, row in known.items() if wanted.get(one) != row]
+    if gone:
+        run_many(connection, "DELETE FROM instance WHERE orthanc_id = ?", gone)
+    if rows := [_row(one) for one in wanted.values() if known.get(one.orthanc_id) != one]:
+        run_many(connection, INSERT_MEMBER, rows)
+
+
+def _row(held: HeldInstance) -> tuple[str, ...]:
+    return tuple(getattr(held, name) for name in HeldInstance.__dataclass_fields__)
 
 
 def modalities(connection: Connection, study_orthanc_id: str) -> frozenset[str]:
@@ -96,8 +112,7 @@ def any_image(connection: Connection, study_orthanc_id: str, apart_from: frozens
 
 def instance_of(connection: Connection, sop_uid: str) -> list[HeldInstance]:
     """Where an SOP Instance UID is in the archive: more than one place when it was used twice."""
-    columns = [instance.c[name] for name in HeldInstance.__dataclass_fields__]
-    return [HeldInstance(*row) for row in connection.execute(sa.select(*columns).where(instance.c.sop_uid == sop_uid))]
+    return [HeldInstance(*row) for row in connection.execute(sa.select(*MEMBER).where(instance.c.sop_uid == sop_uid))]
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
 from app.dicom import archive, uids
-from app.dicom.archive import HeldStudy
+from app.dicom.archive import HeldInstance, HeldSeries, HeldStudy
 from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
@@ -58,7 +58,7 @@ def _look(at: Archive, dirty: Dirty) -> None:
         at.store.transact(lambda connection: sync.clean(connection, dirty))
         return
     facts = [
-        imaging_study.SeriesFacts(series.uid, archive.header(at.orthanc, series.first.orthanc_id), series.instances)
+        imaging_study.SeriesFacts(series.uid, at.headers.read(at.orthanc, series.first), series.instances)
         for series in held.series
     ]
     at.store.transact(lambda connection: _publish(at.site, connection, (dirty, held), facts))
@@ -99,7 +99,9 @@ def _publish(
 def _keep(connection: Connection, held: HeldStudy, row: Known) -> None:
     sync.write(connection, row)
     members = [
-        studies.HeldInstance(one.orthanc_id, held.orthanc_id, series.uid, one.sop_uid, one.sop_class, series.modality)
+        studies.HeldInstance(
+            one.orthanc_id, held.orthanc_id, series.uid, one.sop_uid, one.sop_class, series.modality, one.file
+        )
         for series in held.series
         for one in series.instances
     ]
@@ -110,6 +112,11 @@ def _keep(connection: Connection, held: HeldStudy, row: Known) -> None:
     for one in (one for series in held.series for one in series.instances if one.sop_class in uids.STRUCTURED_REPORTS):
         once = f"{one.sop_uid}|{one.file}|{seen}"
         outbox.add(connection, Effect("evidence", f"study:{held.uid}", once, {"sop_uid": one.sop_uid}))
+
+
+def _member(held: HeldStudy, series: HeldSeries, one: HeldInstance) -> studies.HeldInstance:
+    place = (one.orthanc_id, held.orthanc_id, series.uid)
+    return studies.HeldInstance(*place, one.sop_uid, one.sop_class, series.modality, one.file)
 
 
 def _speaks_first(header: Dataset, series_uid: str) -> tuple[bool, str]:

@@ -13,6 +13,7 @@ from app.dicom.orthanc import Orthanc
 from app.fhir.mapping import worklist
 from app.settings import Settings
 from app.store.database import Store
+from app.workflow.headers import Headers
 
 _PACKAGED = Path(__file__).parents[1] / "_capability"
 CATALOGUE = (_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "capability") / "procedures.toml"
@@ -77,6 +78,7 @@ class Archive:
     store: Store
     orthanc: Orthanc
     site: Site
+    headers: Headers = field(default_factory=Headers, compare=False)
 
 
 def of(settings: Settings) -> Site:
