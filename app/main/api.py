@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sys
 
 import uvicorn
@@ -16,14 +17,22 @@ GRACEFUL_SECONDS = 10
 SWITCH_SECONDS = 0.0002
 """SQLite lets go of the interpreter at every step: with Python's 5 ms a writer would wait so long for each of its rows
 whenever requests keep the event loop busy."""
+GARBAGE = (20_000, 20, 20)
+"""A body of a thousand images is thousands of objects: with Python's 700 the collector would look at them again and
+again while they are read, and each time at the whole program, too."""
 
 
 def run(settings: Settings) -> None:
     """Serve HTTP until a signal."""
     sys.setswitchinterval(SWITCH_SECONDS)
     prepare(settings)
+    app = create_app(settings)
+    # What is here now stays: the collector need not look at it.
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*GARBAGE)
     config = uvicorn.Config(
-        create_app(settings),
+        app,
         host=settings.host,
         port=settings.port,
         access_log=False,
