@@ -47,8 +47,8 @@ KINDS = {
 }
 REGISTERED = ("P-1", "P-2")
 STRANGERS = ("S-1", "S-2", "S-3")
-CROWD = 24
-"""So many studies stand in a round that takes them all away: a mass is twenty and more."""
+CROWD, MASS = 24, 20
+"""So many studies stand in a round that takes them all away; what counts as a mass."""
 
 
 # --- what a round leaves -----------------------------------------------------------------------------------------
@@ -64,6 +64,8 @@ class Round:
     script: list[str] = field(default_factory=list)
     verdict: Verdict = field(default_factory=Verdict)
     drift: Json = field(default_factory=dict)
+    before: int = 0
+    """Versions that were written before anybody reconciled: by a sync amid its faults."""
     seconds: float = 0.0
 
     @property
@@ -436,13 +438,22 @@ class Play:
     def _disaster(self, name: str, chance: random.Random) -> None:
         self._note(name)
         if name == "crowd":
+            self.mend()
             self.clinic.crowd(chance)
-            return
-        if name == "wipe":
+            # Only studies that were known can go in a mass.
+            wait_until(lambda: len(oracle.published(self.store).available()) >= MASS, "a crowd of studies", 60)
+        elif name == "wipe":
             self.clinic.wipe(chance)
-            return
-        self.at.pacs.keep() if name == "back up" else self.at.pacs.put_back()
-        self.at.pacs.start()
+        else:
+            self.at.pacs.keep() if name == "back up" else self.at.pacs.put_back()
+            self.at.pacs.start()
+
+    def mend(self) -> None:
+        """Everything that is broken comes back, and at least one worker works."""
+        self.at.mend(STEPS + 100)
+        self.at.network.restore()
+        if not self.at.workers:
+            self.at.work()
 
     def _fault(self, name: str, step: int, chance: random.Random) -> None:
         self._note(name)
@@ -544,10 +555,8 @@ def _begin(under_way: Play) -> None:
 def _end(under_way: Play) -> None:
     """Everything comes back, a person reconciles, accepts what is gone, and the oracle judges."""
     at, done = under_way.at, under_way.round
-    at.mend(STEPS + 100)
-    at.network.restore()
-    if not at.workers:
-        at.work()
+    under_way.mend()
+    done.before = sum(map(len, oracle.published(under_way.store).versions.values()))
     done.drift = at.reconcile()
     if done.drift["after"].get("held"):
         done.done["held back"] += 1

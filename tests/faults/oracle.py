@@ -11,7 +11,7 @@ import json
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
 
 import httpx
@@ -39,6 +39,7 @@ class Held:
     orthanc_id: str
     copied: bool
     files: Mapping[str, Mapping[str, Any]]
+    zone: tzinfo
 
     def agreed(self, keyword: str, files: Iterable[Mapping[str, Any]] | None = None) -> str | None:
         """The value that every file has; None when they differ or it is empty."""
@@ -61,16 +62,16 @@ class Held:
         return found
 
 
-def archive(pacs: httpx.Client) -> list[Held]:
-    """Every study of the archive."""
-    return [_held(pacs, one) for one in pacs.get("/studies").raise_for_status().json()]
+def archive(pacs: httpx.Client, zone: tzinfo = UTC) -> list[Held]:
+    """Every study of the archive; `zone` is the site's, for times that name none."""
+    return [_held(pacs, one, zone) for one in pacs.get("/studies").raise_for_status().json()]
 
 
-def _held(pacs: httpx.Client, orthanc_id: str) -> Held:
+def _held(pacs: httpx.Client, orthanc_id: str, zone: tzinfo) -> Held:
     study = pacs.get(f"/studies/{orthanc_id}").raise_for_status().json()
     files = pacs.get(f"/studies/{orthanc_id}/instances-tags?simplify").raise_for_status().json()
     nameless = any(one.get("PatientIdentityRemoved") == "YES" for one in files.values())
-    return Held(orthanc_id, nameless or "AnonymizedFrom" in study or "ModifiedFrom" in study, files)
+    return Held(orthanc_id, nameless or "AnonymizedFrom" in study or "ModifiedFrom" in study, files, zone)
 
 
 # --- what is published -------------------------------------------------------------------------------------------
@@ -94,15 +95,20 @@ class Published:
 def published(store: Store) -> Published:
     """All of it, read in one transaction."""
     with store.read() as connection:
-        current = list(_current(connection))
-        versions: dict[str, list[Json]] = defaultdict(list)
-        for one in _history(connection):
-            versions[one["id"]].append(one)
-        rows = connection.execute(sa.select(tables.study)).mappings()
-        known = [dict(one) for one in rows if one["instances"]]
-        names = ("orthanc_id", "study_orthanc_id", "series_uid", "sop_uid", "sop_class", "modality")
-        columns = [tables.instance.c[name] for name in names]
-        members = [tuple(one) for one in connection.execute(sa.select(*columns))]
+        return read(connection)
+
+
+def read(connection: Connection) -> Published:
+    """All of it, as this transaction sees it."""
+    current = list(_current(connection))
+    versions: dict[str, list[Json]] = defaultdict(list)
+    for one in _history(connection):
+        versions[one["id"]].append(one)
+    rows = connection.execute(sa.select(tables.study)).mappings()
+    known = [dict(one) for one in rows if one["instances"]]
+    names = ("orthanc_id", "study_orthanc_id", "series_uid", "sop_uid", "sop_class", "modality")
+    columns = [tables.instance.c[name] for name in names]
+    members = [tuple(one) for one in connection.execute(sa.select(*columns))]
     studies = [one for one in current if one["resourceType"] == "ImagingStudy"]
     for one in studies:
         versions[one["id"]].append(one)
@@ -141,9 +147,9 @@ class Verdict:
     duplicated: int = 0
 
 
-def judge(pacs: httpx.Client, store: Store) -> Verdict:
+def judge(pacs: httpx.Client, store: Store, zone: tzinfo = UTC) -> Verdict:
     """Compare the archive with what is published of it."""
-    return compare(archive(pacs), published(store))
+    return compare(archive(pacs, zone), published(store))
 
 
 def compare(held: Sequence[Held], said: Published) -> Verdict:
@@ -311,7 +317,9 @@ def _number(text: object) -> int | None:
 
 def _moment(study: Held) -> datetime | None:
     day, clock = study.agreed("StudyDate"), study.agreed("StudyTime")
-    return datetime.strptime(f"{day}{clock[:6]}", "%Y%m%d%H%M%S").replace(tzinfo=UTC) if day and clock else None
+    if day is None or clock is None:
+        return None
+    return datetime.strptime(f"{day}{clock[:6]}", "%Y%m%d%H%M%S").replace(tzinfo=study.zone).astimezone(UTC)
 
 
 def _instant(text: str | None) -> datetime | None:
