@@ -7,6 +7,8 @@ from typing import Final
 
 from pydicom.uid import UID
 
+from app.dicom.kinds import NOT_IMAGES as NOT_IMAGES
+
 VERIFICATION: Final = UID("1.2.840.10008.1.1")
 MODALITY_WORKLIST_FIND: Final = UID("1.2.840.10008.5.1.4.31")
 MODALITY_PERFORMED_PROCEDURE_STEP: Final = UID("1.2.840.10008.3.1.2.3.3")
@@ -24,8 +26,6 @@ STRUCTURED_REPORTS: Final = frozenset(
     UID(f"1.2.840.10008.5.1.4.1.1.88.{suffix}") for suffix in ("11", "22", "33", "34", "35")
 )
 """Basic Text, Enhanced, Comprehensive, Comprehensive 3D and Extensible SR: any may hold measurements."""
-NOT_IMAGES: Final = frozenset({"SR", "KO", "PR", "DOC", "SEG", "RTSTRUCT", "REG", "FID", "AU", "ECG"})
-"""Modalities of series that are made from images or beside them: they start no step and end none."""
 
 IMPLICIT_VR_LITTLE_ENDIAN: Final = UID("1.2.840.10008.1.2")
 EXPLICIT_VR_LITTLE_ENDIAN: Final = UID("1.2.840.10008.1.2.1")

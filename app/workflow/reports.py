@@ -10,13 +10,12 @@ import hashlib
 import uuid
 from collections.abc import Iterable, Sequence
 from datetime import UTC, datetime
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
 from app.access import Access
-from app.dicom import archive, encapsulated, uids
+from app.dicom.kinds import NOT_IMAGES
 from app.errors import Conflict, Forbidden, Issue, Unprocessable
 from app.fhir import resources
 from app.fhir.mapping import report as mapping
@@ -29,6 +28,9 @@ from app.store.timeline import Happening
 from app.workflow import orders, printing
 from app.workflow.site import Archive
 from app.workflow.states import DEAD_REPORTS, FINAL_REPORTS
+
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
 SIGN = "isocenter/sign"
 ADDED = ("presentedForm", "issued")
@@ -215,7 +217,7 @@ def _acquired(connection: Connection, order_id: str) -> frozenset[str]:
     for study in orders.studies_of(connection, order_id):
         for held in studies.of_imaging_study(connection, study["id"]):
             found |= studies.modalities(connection, held)
-    return found - uids.NOT_IMAGES
+    return found - NOT_IMAGES
 
 
 def _result_tree(connection: Connection, report: Json) -> list[str]:
@@ -258,6 +260,9 @@ def _provenance(connection: Connection, caller: Access, report: Json, version: i
 
 def archive_one(at: Archive, effect: Claimed) -> None:
     """Render the signed version once, keep it in the report, store it beside its images. Safe to repeat."""
+    # Loaded late: reports are written in one process and archived in another (docs/decisions/0078).
+    from app.dicom import encapsulated
+
     key = effect.payload["report"], int(effect.payload["version"])
     with at.store.read() as connection:
         sources = printing.sources(connection, at.site, *key)
@@ -289,7 +294,7 @@ def _place(connection: Connection, report: Json) -> tuple[str, str] | None:
     ordered = [study["id"] for order_id in _order_ids(report) for study in orders.studies_of(connection, order_id)]
     for imaging_study_id in dict.fromkeys([*named, *ordered]):
         for held in studies.of_imaging_study(connection, imaging_study_id):
-            image = studies.any_image(connection, held, uids.NOT_IMAGES)
+            image = studies.any_image(connection, held, NOT_IMAGES)
             if image is not None:
                 return held, image
     return None
@@ -298,6 +303,9 @@ def _place(connection: Connection, report: Json) -> tuple[str, str] | None:
 def _document(
     at: Archive, place: tuple[str, str], key: tuple[str, int], pdf: bytes, sources: mapping.Sources
 ) -> Dataset:
+    # Loaded late: see above.
+    from app.dicom import archive, encapsulated, uids
+
     report_id, version = key
     header = archive.header(at.orthanc, place[1])
     description = encapsulated.Description(
