@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
+from typing import TYPE_CHECKING
 
-from pydicom.dataset import Dataset
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
-from app.dicom import archive
-from app.dicom.archive import HeldInstance
-from app.dicom.orthanc import Orthanc
+    from app.dicom.archive import HeldInstance
+    from app.dicom.orthanc import Orthanc
 
 KEPT = 512
 LARGEST = 2000
@@ -31,6 +32,9 @@ class Headers:
             if known is not None:
                 self._known.move_to_end(held.file)
                 return known
+        # Loaded late: the site that knows of headers is in processes that read none (docs/decisions/0078).
+        from app.dicom import archive
+
         header = archive.header(orthanc, held.orthanc_id)
         if held.file and _size(header) <= LARGEST:
             with self._lock:

@@ -6,14 +6,16 @@ import tomllib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import quote
 
-from app.dicom.orthanc import Orthanc
 from app.fhir.mapping import worklist
 from app.settings import Settings
 from app.store.database import Store
 from app.workflow.headers import Headers
+
+if TYPE_CHECKING:
+    from app.dicom.orthanc import Orthanc
 
 _PACKAGED = Path(__file__).parents[1] / "_capability"
 CATALOGUE = (_PACKAGED if _PACKAGED.is_dir() else Path(__file__).parents[2] / "capability") / "procedures.toml"
