@@ -390,7 +390,7 @@ class Site:
 
 
 @contextmanager
-def site(folder: Path, url: str, nursery: Nursery, *, overwrite: bool) -> Iterator[Site]:
+def site(folder: Path, nursery: Nursery, url: str, *, overwrite: bool) -> Iterator[Site]:
     """An archive, a network and a worker; gone at the end whatever happened."""
     server = Orthanc(f"http://127.0.0.1:{free_port()}", "127.0.0.1", free_port(), "ORTHANC", "isocenter", "secret")
     with Proxy(int(server.url.rsplit(":", 1)[1])) as network:
@@ -500,22 +500,29 @@ class Play:
 
 def play(seed: int, url: str, folder: Path, nursery: Nursery) -> Round:
     """Play the round of this seed on this database, which is migrated and empty, and let the oracle judge."""
-    began, chance = time.monotonic(), random.Random(seed)
-    done = Round(seed, url.split(":", 1)[0])
+    began, done = time.monotonic(), Round(seed, url.split(":", 1)[0])
     rebuild.upgrade(Settings(database_url=SecretStr(url)))
-    store, overwrite = Store(url), chance.random() < 0.5
+    store = Store(url)
     try:
         _register(store)
-        with site(folder, url, nursery, overwrite=overwrite) as at, at.pacs.server.client() as pacs:
-            under_way = Play(done, at, Clinic(seed, pacs, overwrite), store, _disasters(chance))
-            _begin(under_way)
-            for step in range(STEPS):
-                under_way.step(step)
-            _end(under_way)
+        _play(done, store, url, (folder, nursery))
+    except (AssertionError, httpx.HTTPError) as error:
+        done.verdict.problems.append(f"the round did not come to its end: {type(error).__name__}: {error}")
     finally:
         store.close()
     done.seconds = time.monotonic() - began
     return done
+
+
+def _play(done: Round, store: Store, url: str, where: tuple[Path, Nursery]) -> None:
+    chance = random.Random(done.seed)
+    overwrite = chance.random() < 0.5
+    with site(*where, url, overwrite=overwrite) as at, at.pacs.server.client() as pacs:
+        under_way = Play(done, at, Clinic(done.seed, pacs, overwrite), store, _disasters(chance))
+        _begin(under_way)
+        for step in range(STEPS):
+            under_way.step(step)
+        _end(under_way)
 
 
 def _register(store: Store) -> None:
