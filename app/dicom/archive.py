@@ -13,31 +13,39 @@ from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
 from pydicom.sequence import Sequence
-from pydicom.tag import Tag
+from pydicom.tag import BaseTag, Tag
 
+from app.dicom import charsets
 from app.dicom.orthanc import Orthanc
 from app.errors import NotFound
 
 Json = dict[str, Any]
 
+MAP_VERSION = 2
+"""Raised when the same images make another ImagingStudy than before: each digest differs then, and a look renews it."""
 VOLATILE = frozenset({"LastUpdate", "IsStable", "Status", "ReceptionDate", "FileSize"})
 """What Orthanc says of its own housekeeping; it changes while the study does not."""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldInstance:
-    """One instance: its ids, SOP class, Instance Number as written, and the name of its file in the archive."""
+    """One instance: its ids, SOP class, transfer syntax, and the name of its file in the archive.
+
+    Instance Number and Number of Frames are as written.
+    """
 
     orthanc_id: str
     sop_uid: str
     sop_class: str
     number: str
     file: str = ""
+    frames: str = ""
+    syntax: str = ""
 
 
 @dataclass(frozen=True, slots=True)
 class HeldSeries:
-    """One series; `first` is the instance whose header speaks for it."""
+    """One series; the header of `first` speaks for it, that of `last` may contradict."""
 
     orthanc_id: str
     uid: str
@@ -48,6 +56,11 @@ class HeldSeries:
     def first(self) -> HeldInstance:
         """The instance with the smallest SOP UID: the same one whatever order they arrived in."""
         return min(self.instances, key=lambda instance: instance.sop_uid)
+
+    @property
+    def last(self) -> HeldInstance:
+        """The instance with the largest SOP UID."""
+        return max(self.instances, key=lambda instance: instance.sop_uid)
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,6 +74,8 @@ class HeldStudy:
     """Whether Orthanc made it from another study (anonymised or modified)."""
     series: tuple[HeldSeries, ...]
     digest: str
+    last_update: str = ""
+    """When Orthanc last changed it; empty where that cannot be told for sure. Not part of the digest."""
 
     @property
     def count(self) -> int:
@@ -69,16 +84,17 @@ class HeldStudy:
 
 
 def outline(orthanc: Orthanc, orthanc_id: str) -> HeldStudy | None:
-    """What the archive holds of a study; None when it holds nothing (any more)."""
+    """What the archive holds of a study, in two requests; None when it holds nothing (any more)."""
     try:
-        study = orthanc.study(orthanc_id)
         rows = orthanc.series_of(orthanc_id)
     except NotFound:
         return None
     ids = [instance for row in rows for instance in row["Instances"]]
-    contents = {row["ID"]: row for row in orthanc.bulk_content("Instance", ids)}
+    # Without a level each resource is told as what it is.
+    contents = {row["ID"]: row for row in orthanc.bulk_content(None, [orthanc_id, *ids])}
+    study = contents.pop(orthanc_id, None)
     series = tuple(held for row in rows if (held := _series(row, contents)) is not None)
-    if not series:
+    if study is None or not series:
         return None
     return HeldStudy(
         orthanc_id=orthanc_id,
@@ -87,13 +103,15 @@ def outline(orthanc: Orthanc, orthanc_id: str) -> HeldStudy | None:
         copied="AnonymizedFrom" in study or "ModifiedFrom" in study,
         series=series,
         digest=_digest([study, *rows, *contents.values()]),
+        last_update=_last_update(study, rows),
     )
 
 
 def header(orthanc: Orthanc, instance_id: str) -> Dataset:
-    """The attributes of one instance but its pixels, as Orthanc decodes them; what cannot be a value is left out."""
+    """The attributes of one instance but its pixels, decoded; what cannot be a value stays the text it is."""
     try:
-        return dataset(orthanc.tags(instance_id))
+        found = dataset(orthanc.tags(instance_id))
+        return found if charsets.is_safe(found) else charsets.reread(found, orthanc.dataset(instance_id))
     except RecursionError:
         # Sequences nested so deep are no information; what the archive has indexed is.
         return _indexed(orthanc, instance_id)
@@ -115,7 +133,7 @@ def _entry(value: str) -> Json:
 
 
 def dataset(tags: Mapping[str, Any]) -> Dataset:
-    """Orthanc's tag JSON as a Dataset. Invalid values are dropped one by one, never the whole."""
+    """Orthanc's tag JSON as a Dataset. An invalid value stays as text, one that is none is dropped, never the whole."""
     result = Dataset()
     for name, entry in tags.items():
         element = _element(name, entry)
@@ -131,10 +149,18 @@ def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:
             return DataElement(tag, "SQ", Sequence([dataset(item) for item in entry["Value"]]))
         if entry["Type"] not in {"String", "Null"}:
             return None
-        value = _trimmed(entry["Value"])
-        return DataElement(tag, dictionary_VR(tag), value, validation_mode=config.IGNORE)
+        return _valued(tag, _trimmed(entry["Value"]))
     except (KeyError, ValueError, TypeError, ArithmeticError):
         return None
+
+
+def _valued(tag: BaseTag, value: str | None) -> DataElement:
+    vr = dictionary_VR(tag)
+    try:
+        return DataElement(tag, vr, value, validation_mode=config.IGNORE)
+    except (ValueError, TypeError, ArithmeticError):
+        # A number that is none: whoever wants the number finds text and can say so.
+        return DataElement(tag, "LO", value, validation_mode=config.IGNORE)
 
 
 def _trimmed(value: str | None) -> str | None:
@@ -152,8 +178,15 @@ def _series(row: Json, contents: Mapping[str, Json]) -> HeldSeries | None:
 def _instance(row: Json) -> HeldInstance:
     main = row["MainDicomTags"]
     sop_class = str(row.get("Metadata", {}).get("SopClassUid", ""))
-    number, file = _text(main, "InstanceNumber"), str(row.get("FileUuid", ""))
-    return HeldInstance(row["ID"], _text(main, "SOPInstanceUID"), sop_class, number, file)
+    number, frames = _text(main, "InstanceNumber"), _text(main, "NumberOfFrames")
+    file, syntax = str(row.get("FileUuid", "")), str(row.get("Metadata", {}).get("TransferSyntax", ""))
+    return HeldInstance(row["ID"], _text(main, "SOPInstanceUID"), sop_class, number, file, frames, syntax)
+
+
+def _last_update(study: Json, rows: list[Json]) -> str:
+    # The study was read after its series: a younger change may be one of an instance that was not seen.
+    seen = max((str(row.get("LastUpdate", "")) for row in rows), default="")
+    return seen if seen == study.get("LastUpdate") else ""
 
 
 def _text(tags: Mapping[str, Any], keyword: str) -> str:
@@ -162,7 +195,7 @@ def _text(tags: Mapping[str, Any], keyword: str) -> str:
 
 def _digest(rows: list[Json]) -> str:
     kept = sorted(json.dumps(_stable(row), sort_keys=True) for row in rows)
-    return hashlib.sha256("\n".join(kept).encode()).hexdigest()
+    return hashlib.sha256("\n".join([str(MAP_VERSION), *kept]).encode()).hexdigest()
 
 
 def _stable(value: Any) -> Any:

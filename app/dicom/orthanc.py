@@ -101,9 +101,12 @@ class Orthanc:
         """The series of a study, each with MainDicomTags and the ids of its Instances."""
         return self._get(f"/studies/{study_orthanc_id}/series")
 
-    def bulk_content(self, level: Level, orthanc_ids: Sequence[str], *, metadata: bool = True) -> list[Json]:
-        """Many resources in one call; instances bring SopClassUid and TransferSyntax in Metadata."""
-        body = {"Resources": list(orthanc_ids), "Level": level, "Metadata": metadata}
+    def bulk_content(self, level: Level | None, orthanc_ids: Sequence[str], *, metadata: bool = True) -> list[Json]:
+        """Many resources in one call, or without a level each as what it is.
+
+        Instances bring SopClassUid and TransferSyntax in Metadata.
+        """
+        body = {"Resources": list(orthanc_ids), "Metadata": metadata} | ({"Level": level} if level else {})
         return self._json("POST", "/tools/bulk-content", json=body) if orthanc_ids else []
 
     def instance(self, orthanc_id: str) -> Json:

@@ -10,7 +10,7 @@ from typing import Any
 
 from app.fhir import capability
 from app.fhir.capability import DATE, FHIR_VERSION, Json
-from app.fhir.mapping import codes, task, terms
+from app.fhir.mapping import codes, quality, task, terms
 from app.fhir.registry import Offer, Parameter, offers
 from app.settings import Settings
 
@@ -29,6 +29,7 @@ def resources(settings: Settings) -> list[Json]:
         *(_extension(name, row) for name, row in book["extension"].items()),
         *(_code_system(name, row) for name, row in book["codes"].items()),
         _code_system("review-reason", _REVIEW),
+        _code_system("data-quality", _QUALITY),
         *concept_maps(),
     ]
 
@@ -131,6 +132,12 @@ _REVIEW = {
     "title": "Reason of a review",
     "text": "Why a person is asked to decide, in Task.code.",
     "concept": task.REVIEW_REASONS,
+}
+
+_QUALITY = {
+    "title": "Flaw of the images",
+    "text": "What is wrong with an attribute of the images, in the extension data-quality.",
+    "concept": quality.ISSUES,
 }
 
 

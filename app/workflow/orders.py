@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import uuid
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
@@ -239,24 +240,17 @@ def _put_step(connection: Connection, step: task.Step, known: list[Json], cause:
 
 def _register(connection: Connection, order: Json, key: tuple[str, str], modalities: Iterable[str], cause: str) -> None:
     uid, patient_id = key
-    reference = {"reference": f"ServiceRequest/{order['id']}"}
+    reference = f"ServiceRequest/{order['id']}"
     known = resources.read(connection, "ImagingStudy", study_resource_id(uid, patient_id))
     _leave(connection, order["id"], study_resource_id(uid, patient_id), cause)
-    if known is not None and reference not in known.get("basedOn", []) and _is_taken(connection, order, known):
+    fulfilled = {one.get("reference") for one in (known or {}).get("basedOn", [])}
+    if known is not None and reference not in fulfilled and _is_taken(connection, order, known):
         raise Conflict("another order of this patient has the same Study Instance UID")
     if known is not None and known["status"] not in {"registered", "cancelled"}:
         return
-    links = imaging_study.Links(
-        resource_id=study_resource_id(uid, patient_id),
-        subject={"reference": f"Patient/{patient_id}"},
-        endpoint={},
-        based_on=(reference,),
-        accession=accession_of(order),
-        referrer=referrer_of(order),
-        reason=tuple(order.get("reasonCode", [])),
-        procedure=(order["code"],) if order.get("code") else (),
-    )
-    study = imaging_study.registered(uid, links, modalities)
+    subject = {"reference": f"Patient/{patient_id}"}
+    waiting = imaging_study.Links(study_resource_id(uid, patient_id), subject, endpoint={})
+    study = imaging_study.registered(uid, linked(waiting, order), modalities)
     study = owned.kept(study, known)
     resources.put(connection, study, cause=cause, natural_key=natural_key(uid, patient_id))
 
@@ -283,6 +277,19 @@ def _claim_images(connection: Connection, order: Json) -> None:
     for study in resources.find(connection, "ImagingStudy", [("identifier", ",".join(numbers))]):
         if study["status"] == "available" and not study.get("basedOn"):
             sync.reconsider(connection, studies.of_imaging_study(connection, study["id"]), "order")
+
+
+def linked(links: imaging_study.Links, order: Json) -> imaging_study.Links:
+    """The links of a study that fulfils an order: what the order says outweighs the images."""
+    return replace(
+        links,
+        based_on=({"reference": f"ServiceRequest/{order['id']}"},),
+        accession=accession_of(order),
+        referrer=referrer_of(order),
+        reason=tuple(order.get("reasonCode", [])),
+        procedure=(order["code"],) if order.get("code") else (),
+        encounter=order.get("encounter"),
+    )
 
 
 def accession_of(order: Json) -> Json | None:

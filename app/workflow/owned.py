@@ -47,8 +47,22 @@ def kept(made: Json, earlier: Json | None) -> Json:
     if earlier is None:
         return made
     own = offer(made["resourceType"]).protected | {"resourceType", "id", "meta", "note"}
-    added = {name: value for name, value in earlier.items() if name.removeprefix("_") not in own}
-    return _filled({**added, **made, "meta": _meta(made, earlier), "note": _notes(made, earlier)})
+    added = _filled({name: _theirs(value) for name, value in earlier.items() if name.removeprefix("_") not in own})
+    # What the server only fills in gives way to a client's own.
+    ours = {name: value for name, value in made.items() if name not in added or _theirs(value) == value}
+    return _filled({**added, **ours, "meta": _meta(made, earlier), "note": _notes(made, earlier)})
+
+
+def _theirs(value: Any) -> Any:
+    """An element without the references that the server filled in."""
+    if isinstance(value, list):
+        return [one for one in value if not _is_filled_in(one)]
+    return {} if _is_filled_in(value) else value
+
+
+def _is_filled_in(value: Any) -> bool:
+    extensions: list[Json] = value.get("extension", []) if isinstance(value, dict) else []
+    return any(one.get("url") == terms.TAKEN_FROM for one in extensions)
 
 
 def signed_notes(resource: Json) -> list[Json]:

@@ -1,56 +1,29 @@
 """What an archive holds of a study as ImagingStudy R4 (https://hl7.org/fhir/R4/imagingstudy-mappings.html#dicom).
 
-Rows name the FHIR element, the DICOM keyword and the conversion; an absent or unusable value leaves the element out.
+Rows name the FHIR element, the DICOM keywords and the conversion; an absent or unusable value leaves the element out,
+and an unusable one is flagged. What two images say differently is said by the one that speaks first, whatever order
+they arrived in.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from datetime import tzinfo
-from typing import Any, Protocol
+from itertools import chain
+from typing import TYPE_CHECKING
 
-from pydicom.dataset import Dataset
-
-from app.fhir.mapping import terms, values
+from app.fhir.mapping import codes, imaging_series, named, quality, rows, terms, values
 from app.fhir.mapping.codes import Json
+from app.fhir.mapping.imaging_series import SeriesFacts
+from app.fhir.mapping.rows import Row, plain
 
-Row = tuple[str, str, Callable[[Any], Any]]
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
 
-SERIES: tuple[Row, ...] = (
-    ("number", "SeriesNumber", values.unsigned),
-    ("description", "SeriesDescription", values.text),
-)
-STUDY: tuple[Row, ...] = (("description", "StudyDescription", values.text),)
-LATERALITY = {
-    "L": {"system": "http://snomed.info/sct", "code": "7771000", "display": "Left"},
-    "R": {"system": "http://snomed.info/sct", "code": "24028007", "display": "Right"},
-}
-NO_MODALITY = "OT"
-"""R4 demands a modality for each series; DICOM's own word for what is none of the others."""
 IDENTIFIER_TYPES = "http://terminology.hl7.org/CodeSystem/v2-0203"
-
-
-class Instance(Protocol):
-    """One instance as the archive lists it."""
-
-    # fmt: off
-    @property
-    def sop_uid(self) -> str: ...
-    @property
-    def sop_class(self) -> str: ...
-    @property
-    def number(self) -> str: ...
-    # fmt: on
-
-
-@dataclass(frozen=True, slots=True)
-class SeriesFacts:
-    """One series: its UID, the header that speaks for it, its instances."""
-
-    uid: str
-    header: Dataset
-    instances: Sequence[Instance]
+ORDER = "order"
+"""Where an element was taken from that no image told."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,33 +38,106 @@ class Links:
     referrer: Json | None = None
     reason: tuple[Json, ...] = ()
     procedure: tuple[Json, ...] = ()
+    encounter: Json | None = None
+
+
+# --- the table -------------------------------------------------------------------------------------------------
+
+
+def _started(header: Dataset, zone: tzinfo) -> str | None:
+    own = values.offset(header.get("TimezoneOffsetFromUTC")) or zone
+    return values.date_time(header.get("StudyDate"), header.get("StudyTime"), own)
+
+
+def _referrer(header: Dataset) -> Json | None:
+    found = named.people(header, "ReferringPhysicianName", "ReferringPhysicianIdentificationSequence")
+    return found[0] if found else None
+
+
+def _interpreters(header: Dataset) -> list[Json]:
+    keyword = "NameOfPhysiciansReadingStudy"
+    found = named.people(header, keyword, "PhysiciansReadingStudyIdentificationSequence")
+    return [named.taken(one, keyword) for one in found]
+
+
+def _location(header: Dataset) -> Json | None:
+    found = named.location(header)
+    return named.taken(found, "InstitutionalDepartmentName") if found else None
+
+
+def _procedures(header: Dataset) -> list[Json]:
+    return [codes.concept([one]) for one in values.coded(header, "ProcedureCodeSequence")]
+
+
+def _reasons(header: Dataset) -> list[Json]:
+    """Why the procedure was requested, of the image itself or of the requests it answers."""
+    requests = [header, *values.items(header, "RequestAttributesSequence")]
+    found = [concept for request in requests for concept in _reason(request)]
+    return [concept for number, concept in enumerate(found) if concept not in found[:number]]
+
+
+def _reason(request: Dataset) -> list[Json]:
+    written = values.text(request.get("ReasonForTheRequestedProcedure"))
+    coded = values.coded(request, "ReasonForRequestedProcedureCodeSequence")
+    if coded:
+        return [codes.concept([one], text=written if len(coded) == 1 else None) for one in coded]
+    return [{"text": written}] if written else []
+
+
+STUDY: tuple[Row, ...] = (
+    Row("started", ("StudyDate", "StudyTime", "TimezoneOffsetFromUTC"), _started),
+    Row(
+        "referrer",
+        ("ReferringPhysicianName", "ReferringPhysicianIdentificationSequence"),
+        lambda header, _: _referrer(header),
+    ),
+    Row(
+        "interpreter",
+        ("NameOfPhysiciansReadingStudy", "PhysiciansReadingStudyIdentificationSequence"),
+        lambda header, _: _interpreters(header),
+    ),
+    Row("procedureCode", ("ProcedureCodeSequence",), lambda header, _: _procedures(header)),
+    Row("location", ("InstitutionalDepartmentName", "InstitutionName"), lambda header, _: _location(header)),
+    Row(
+        "reasonCode",
+        ("ReasonForTheRequestedProcedure", "ReasonForRequestedProcedureCodeSequence", "RequestAttributesSequence"),
+        lambda header, _: _reasons(header),
+    ),
+    plain("description", "StudyDescription", values.text),
+)
+
+
+# --- studies ---------------------------------------------------------------------------------------------------
+
+
+def speaking(series: Iterable[SeriesFacts]) -> list[SeriesFacts]:
+    """The series in the order in which they speak for the study: what a modality acquired first, then by number."""
+    return sorted(series, key=lambda one: (not one.image, *imaging_series.order(one)))
 
 
 def available(uid: str, series: Sequence[SeriesFacts], links: Links, zone: tzinfo) -> Json:
     """The ImagingStudy of images that exist; `zone` reads times without an offset of their own."""
-    mapped = [_series(one, zone) for one in sorted(series, key=_order)]
+    voices = speaking(series)
+    headers = [one.header for one in voices]
+    mapped = [imaging_series.series(one, zone) for one in sorted(series, key=imaging_series.order)]
     # A UID that no FHIR id can be is counted and not listed: one series must not hide the others.
     listed = [entry for entry in mapped if values.identity(entry["uid"])]
-    headers = [one.header for one in sorted(series, key=_order)]
     study: Json = {
         "resourceType": "ImagingStudy",
         "id": links.resource_id,
+        "extension": quality.flags(voices, chain.from_iterable(imaging_series.issues(one) for one in series)),
         "identifier": _identifiers(uid, links, headers),
         "status": "available",
         "modality": _distinct(entry["modality"] for entry in mapped),
         "subject": links.subject,
-        "started": _started(headers, zone),
-        "basedOn": list(links.based_on),
-        "referrer": links.referrer,
         "endpoint": [links.endpoint],
         "numberOfSeries": len(mapped),
         "numberOfInstances": sum(len(one.instances) for one in series),
-        "procedureCode": list(links.procedure),
-        "reasonCode": list(links.reason),
-        **_rows(STUDY, headers[0]),
+        **rows.fill(STUDY, headers, zone),
+        **_ordered(links),
         "series": listed,
     }
-    return _filled(study)
+    return rows.filled(study)
 
 
 def registered(uid: str, links: Links, modalities: Iterable[str]) -> Json:
@@ -103,12 +149,24 @@ def registered(uid: str, links: Links, modalities: Iterable[str]) -> Json:
         "status": "registered",
         "modality": _distinct({"system": terms.DCM, "code": modality} for modality in modalities),
         "subject": links.subject,
-        "basedOn": list(links.based_on),
-        "referrer": links.referrer,
-        "procedureCode": list(links.procedure),
-        "reasonCode": list(links.reason),
+        **_ordered(links),
     }
-    return _filled(study)
+    return rows.filled(study)
+
+
+def _ordered(links: Links) -> Json:
+    """What the order says; it outweighs the images."""
+    accession = {"identifier": links.accession} if links.accession else {}
+    encounter = named.taken(links.encounter, ORDER) if links.encounter else None
+    return rows.filled(
+        {
+            "encounter": encounter,
+            "basedOn": [{**one, **accession} for one in links.based_on],
+            "referrer": links.referrer,
+            "procedureCode": list(links.procedure),
+            "reasonCode": list(links.reason),
+        }
+    )
 
 
 def withdrawn(study: Json, when: str) -> Json:
@@ -143,60 +201,5 @@ def _identifiers(uid: str, links: Links, headers: Sequence[Dataset]) -> list[Jso
     return [entry for entry in (uid_identifier(uid), links.accession, local) if entry]
 
 
-def _series(facts: SeriesFacts, zone: tzinfo) -> Json:
-    header = facts.header
-    instances = sorted(facts.instances, key=_instance_order)
-    body_part = values.text(header.get("BodyPartExamined"))
-    series: Json = {
-        "uid": facts.uid,
-        **_rows(SERIES, header),
-        "modality": {"system": terms.DCM, "code": values.text(header.get("Modality")) or NO_MODALITY},
-        "numberOfInstances": len(instances),
-        "bodySite": {"display": body_part} if body_part else None,
-        "laterality": LATERALITY.get(values.text(header.get("Laterality")) or ""),
-        "started": _first_time(header, (("SeriesDate", "SeriesTime"), ("AcquisitionDate", "AcquisitionTime")), zone),
-        "instance": [_instance(one) for one in instances if values.identity(one.sop_uid)],
-    }
-    return _filled(series)
-
-
-def _instance(instance: Instance) -> Json:
-    known = values.identity(instance.sop_class)
-    sop_class = {"system": "urn:ietf:rfc:3986", **({"code": values.oid(known)} if known else {})}
-    return _filled(
-        {"uid": values.identity(instance.sop_uid), "sopClass": sop_class, "number": values.unsigned(instance.number)}
-    )
-
-
-def _started(headers: Sequence[Dataset], zone: tzinfo) -> str | None:
-    times = (_first_time(header, (("StudyDate", "StudyTime"),), zone) for header in headers)
-    return next((found for found in times if found), None)
-
-
-def _first_time(header: Dataset, pairs: Iterable[tuple[str, str]], zone: tzinfo) -> str | None:
-    own = values.offset(header.get("TimezoneOffsetFromUTC")) or zone
-    times = (values.date_time(header.get(day), header.get(clock), own) for day, clock in pairs)
-    return next((found for found in times if found), None)
-
-
-def _rows(rows: Iterable[Row], header: Dataset) -> Json:
-    converted = {element: convert(header.get(keyword)) for element, keyword, convert in rows}
-    return {element: value for element, value in converted.items() if value is not None}
-
-
-def _filled(element: Json) -> Json:
-    return {key: value for key, value in element.items() if value not in (None, [], {})}
-
-
 def _distinct(codings: Iterable[Json]) -> list[Json]:
     return list({coding["code"]: coding for coding in codings}.values())
-
-
-def _order(series: SeriesFacts) -> tuple[int, str]:
-    number = values.integer(series.header.get("SeriesNumber"))
-    return (number if number is not None else 2**31, series.uid)
-
-
-def _instance_order(instance: Instance) -> tuple[int, str]:
-    number = values.integer(instance.number)
-    return (number if number is not None else 2**31, instance.sop_uid)

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import MutableSequence
+from dataclasses import dataclass
 from datetime import date, datetime, time, timedelta, timezone, tzinfo
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from app.fhir.mapping import codes
 
+if TYPE_CHECKING:
+    from pydicom.dataset import Dataset
+
 DA = re.compile(r"(\d{4})\.?(\d{2})\.?(\d{2})")
+DT = re.compile(r"(?P<date>\d{8})(?P<time>\d{2,6}(?:\.\d{1,6})?)?(?P<offset>[+-]\d{4})?")
 TM = re.compile(r"(\d{2}):?(?:(\d{2})(?::?(\d{2})(?:\.(\d{1,6}))?)?)?")
 OFFSET = re.compile(r"([+-])(\d{2})(\d{2})")
 FHIR_ID = re.compile(r"[A-Za-z0-9\-.]{1,64}")
@@ -21,6 +26,12 @@ def text(value: Any) -> str | None:
     if isinstance(value, (list, tuple, MutableSequence)):
         return next((found for one in value if (found := text(one))), None)
     return codes.line(str(value)) or None if value is not None else None
+
+
+def texts(value: Any) -> list[str]:
+    """Each value as one line of text."""
+    many: Any = value if isinstance(value, (list, tuple, MutableSequence)) else [value]
+    return [found for one in many if (found := text(one))]
 
 
 def verbatim(value: Any) -> str | None:
@@ -46,6 +57,12 @@ def unsigned(value: Any) -> int | None:
     """A FHIR unsignedInt, or None."""
     number = integer(value)
     return number if number is not None and number >= 0 else None
+
+
+def positive(value: Any) -> int | None:
+    """A FHIR positiveInt, or None."""
+    number = integer(value)
+    return number if number is not None and number > 0 else None
 
 
 def day(value: Any) -> date | None:
@@ -92,6 +109,45 @@ def date_time(da: Any, tm: Any, zone: tzinfo | None) -> str | None:
     if (moment.utcoffset() or timedelta()) % MINUTE:
         return found.isoformat()
     return moment.isoformat(timespec="milliseconds" if at.microsecond else "seconds")
+
+
+def instant(value: Any, zone: tzinfo) -> str | None:
+    """A DICOM date and time in one value, with its own offset if it has one."""
+    match = DT.fullmatch(text(value) or "")
+    return date_time(match["date"], match["time"], offset(match["offset"]) or zone) if match else None
+
+
+@dataclass(frozen=True, slots=True)
+class Code:
+    """A coded entry as an item of a code sequence says it (PS3.3 section 8)."""
+
+    value: str
+    scheme: str
+    meaning: str
+    version: str | None = None
+    scheme_uid: str | None = None
+    spellings: tuple[Code, ...] = ()
+
+
+def code(item: Dataset) -> Code | None:
+    """The code of an item, from whichever of the three value attributes carries it; None when it says nothing."""
+    spelled = (text(item.get(name)) for name in ("LongCodeValue", "CodeValue", "URNCodeValue"))
+    value, meaning = next((found for found in spelled if found), ""), text(item.get("CodeMeaning")) or ""
+    if not value and not meaning:
+        return None
+    scheme = text(item.get("CodingSchemeDesignator")) or ""
+    return Code(value, scheme, meaning, text(item.get("CodingSchemeVersion")), text(item.get("CodingSchemeUID")))
+
+
+def items(header: Dataset, keyword: str) -> list[Dataset]:
+    """The items of a sequence; nothing when it is absent or no sequence."""
+    found: Any = header.get(keyword)
+    return [item for item in found if hasattr(item, "keys")] if isinstance(found, MutableSequence) else []
+
+
+def coded(header: Dataset, keyword: str) -> list[Code]:
+    """The codes of a code sequence."""
+    return [found for item in items(header, keyword) if (found := code(item))]
 
 
 def oid(uid: str) -> str:

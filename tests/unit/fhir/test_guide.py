@@ -55,7 +55,7 @@ def test_each_parameter_of_our_own_is_published_under_the_address_it_is_declared
 
 
 def test_the_parts_of_an_extension_have_types_that_r4_knows() -> None:
-    primitives = {"id", "code", "string", "dateTime", "positiveInt", "unsignedInt"}
+    primitives = {"id", "code", "string", "dateTime", "positiveInt", "unsignedInt", "uri"}
     for one in OWN:
         for element in one.get("differential", {}).get("element", ()):
             kinds = {kind["code"] for kind in element.get("type", ())}
