@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -41,8 +41,8 @@ class Door:
     audit: Callable[[Record], None]
     key: bytes
     delete_guards: Mapping[str, DeleteGuard] = field(default_factory=dict[str, DeleteGuard])
-    audit_in: Callable[[Connection, Record], None] | None = None
-    """Keeps the record of a write in the write's own transaction; without it `audit` keeps it."""
+    audit_in: Callable[[Connection, Sequence[Record]], None] | None = None
+    """Keeps the records of writes in the writes' own transaction; without it `audit` keeps them."""
     recognize: Callable[[Connection, Request], Access] | None = None
     """Authenticates on the connection that the answer is read on; without it `authenticate` does on its own."""
     settle_audit: Callable[[], None] = lambda: None

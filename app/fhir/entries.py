@@ -42,6 +42,10 @@ class _Resources(msgspec.Struct):
 _RESOURCES = msgspec.json.Decoder(_Resources)
 
 
+Routes = dict[tuple[str, str], Route]
+"""What methods at addresses without an id mean, as far as it was asked."""
+
+
 @dataclass(frozen=True, slots=True)
 class Entry:
     """One entry: what it asks for, and where it stands in the Bundle."""
@@ -93,8 +97,9 @@ def read(outer: Call) -> Entries:
         found = _INDEX.match(issue.expression or "")
         faults.setdefault(int(found[1]) if found else -1, []).append(issue)
     bodies = _RESOURCES.decode(outer.body).entry if rows else []
+    routes: Routes = {}
     entries = tuple(
-        _entry(outer, index, (row, bytes(bodies[index].resource)), faults.get(index, []))
+        _entry(outer, index, (row, bytes(bodies[index].resource), routes), faults.get(index, []))
         for index, row in enumerate(rows)
     )
     return Entries(kind, entries, tuple(faults.get(-1, ())))
@@ -132,15 +137,15 @@ def _within(index: int, expression: str | None) -> str:
 # --- one entry -------------------------------------------------------------------------------------------------
 
 
-def _entry(outer: Call, index: int, row: tuple[Json, bytes], faults: list[Issue]) -> Entry:
-    content, body = row
+def _entry(outer: Call, index: int, row: tuple[Json, bytes, Routes], faults: list[Issue]) -> Entry:
+    content, body, routes = row
     request = content.get("request")
     full_url = content.get("fullUrl")
     url = full_url if type(full_url) is str else ""
     try:
         if type(request) is not dict:
             raise _refused("required", "is required", "request")
-        route, criteria = _route(outer, request)
+        route, criteria = _route(outer, request, routes)
         resource = _resource(route, content)
     except BadRequest as error:
         told = _told(error, index)
@@ -148,11 +153,13 @@ def _entry(outer: Call, index: int, row: tuple[Json, bytes], faults: list[Issue]
         issues = (*told, *(issue for issue in faults if issue.expression not in known))
         return Entry(index, _call(outer, Route(""), (), {}), url, issues, is_malformed=True)
     headers = dict(_headers(outer, request))
-    call = _call(outer, route, criteria, headers)
     if faults:
-        return Entry(index, call, url, tuple(faults))
+        return Entry(index, _call(outer, route, criteria, headers), url, tuple(faults))
+    if resource is not None and route.interaction != "patch":
+        return Entry(index, _call(outer, route, criteria, headers, Draft(resource, body)), url)
+    call = _call(outer, route, criteria, headers)
     try:
-        return Entry(index, _filled(call, resource, body), url)
+        return Entry(index, call if resource is None else _patching(call, resource, body), url)
     except BadRequest as error:
         return Entry(index, call, url, _told(error, index), is_malformed=True)
 
@@ -166,8 +173,10 @@ def _refused(code: str, diagnostics: str, part: str) -> BadRequest:
     return BadRequest(issues=(Issue(code, diagnostics, part),))
 
 
-def _route(outer: Call, request: Json) -> tuple[Route, tuple[tuple[str, str], ...]]:
+def _route(outer: Call, request: Json, routes: Routes) -> tuple[Route, tuple[tuple[str, str], ...]]:
     method, url = request.get("method"), request.get("url")
+    if type(method) is str and type(url) is str and (method, url) in routes:
+        return routes[method, url], ()
     if type(method) is not str or method not in _METHODS:
         raise _refused("value", "must be GET, HEAD, POST, PUT, PATCH or DELETE", "request.method")
     if type(url) is not str or "\0" in url:
@@ -180,6 +189,9 @@ def _route(outer: Call, request: Json) -> tuple[Route, tuple[tuple[str, str], ..
         raise _refused("not-supported", sentence, "request.url") from error
     if route.interaction == "bundle":
         raise _refused("not-supported", "a Bundle within a Bundle is not processed", "request.url")
+    if not query and not route.resource_id:
+        # Nearly all entries of a load go to few addresses.
+        routes[method, url] = route
     return route, tuple(parse_qsl(query, keep_blank_values=True))
 
 
@@ -197,7 +209,13 @@ def _resource(route: Route, content: Json) -> Json | None:
     return resource
 
 
-def _call(outer: Call, route: Route, criteria: tuple[tuple[str, str], ...], headers: dict[str, str]) -> Call:
+def _call(
+    outer: Call,
+    route: Route,
+    criteria: tuple[tuple[str, str], ...],
+    headers: dict[str, str],
+    draft: Draft | None = None,
+) -> Call:
     return Call(
         outer.door,
         outer.access,
@@ -207,6 +225,7 @@ def _call(outer: Call, route: Route, criteria: tuple[tuple[str, str], ...], head
         route.version,
         criteria,
         headers,
+        draft=draft,
         request_id=outer.request_id,
     )
 
@@ -226,12 +245,8 @@ def _headers(outer: Call, request: Json) -> Iterator[tuple[str, str]]:
             return
 
 
-def _filled(call: Call, resource: Json | None, body: bytes) -> Call:
-    """The call with its body: a resource that was judged with its Bundle, or a patch."""
-    if resource is None:
-        return call
-    if call.interaction != "patch":
-        return replace(call, draft=Draft(resource, body))
+def _patching(call: Call, resource: Json, body: bytes) -> Call:
+    """The call with its patch."""
     if resource["resourceType"] == "Parameters":
         return replace(call, draft=Draft(resource, body), body=body)
     try:

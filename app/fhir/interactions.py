@@ -13,6 +13,7 @@ from urllib.parse import parse_qsl
 from sqlalchemy.engine import Connection
 
 from app.access import Action, Facts, decide
+from app.audit import Record
 from app.errors import (
     BadRequest,
     Conflict,
@@ -26,7 +27,7 @@ from app.errors import (
     Unprocessable,
 )
 from app.fhir import audit_events, binary, granted, http, links, outcome, patch, resources, search, shaping
-from app.fhir.calls import Call, Reply
+from app.fhir.calls import Call, Door, Reply
 from app.fhir.registry import offers
 from app.fhir.resources import Draft
 from app.fhir.validation import Json
@@ -151,8 +152,18 @@ def planner(call: Call) -> Planner:
 
 def prepare(call: Call) -> Work:
     """The whole write as the work of one transaction."""
-    decided = planner(call)
+    return following(planner(call))
+
+
+def following(decided: Planner) -> Work:
+    """Decide, and carry it out."""
     return lambda connection: carry_out(connection, [decided(connection)])[0]
+
+
+def is_free(call: Call) -> bool:
+    """Whether no other write can be meant by this one, nor it by any other: a new resource under an id of ours."""
+    is_new = call.interaction == "create" and "if-none-exist" not in call.headers
+    return is_new and call.resource_type not in call.door.hooks
 
 
 def _create(call: Call) -> Planner:
@@ -416,6 +427,15 @@ def consequences(connection: Connection, plan: Plan) -> None:
         return
     hook(connection, plan.call.access, resources.loads(stored.body), plan.before)
     plan.stored = rows.current(connection, stored.resource_type, stored.resource_id) or stored
+
+
+def keep(door: Door, connection: Connection, records: Sequence[Record]) -> None:
+    """Keep audit records in the transaction of what they tell of, where they are kept there."""
+    if door.audit_in is not None:
+        door.audit_in(connection, records)
+        return
+    for record in records:
+        door.audit(record)
 
 
 def _pointing_to(resource_type: str) -> list[tuple[str, str]]:

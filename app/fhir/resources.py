@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from decimal import Decimal
@@ -112,18 +112,43 @@ def facts_of(resource: Json) -> Facts:
 
 def facts_in(resource_type: str, resource_id: str | None, found: Index) -> Facts:
     """The same, of a resource whose index is known."""
-    values: dict[str, set[Value]] = {}
-    for name, system, value in found.tokens | found.references:
-        # Rows beside a parameter's own, such as `subject:identifier`, are no parameters a scope may name.
-        if ":" not in name and "$" not in name:
-            values.setdefault(name, set()).add((system, value))
-    uids = values.get("identifier", set()) if resource_type == "ImagingStudy" else set[Value]()
+    named = found.tokens if resource_type == "ImagingStudy" else ()
+    uids = [uid for name, system, uid in named if system == STUDY_UID and name == "identifier"]
     return Facts(
         resource_id=resource_id,
         patient_id=found.patient_id,
-        study_uids=frozenset(uid.removeprefix("urn:oid:") for system, uid in uids if system == STUDY_UID),
-        index={name: frozenset(pairs) for name, pairs in values.items()},
+        study_uids=frozenset(uid.removeprefix("urn:oid:") for uid in uids),
+        index=_Values(found),
     )
+
+
+class _Values(Mapping[str, frozenset[Value]]):
+    """What a scope's criteria may ask about: put together when one asks, which few do."""
+
+    __slots__ = ("_index", "_known")
+
+    def __init__(self, found: Index) -> None:
+        self._index = found
+        self._known: dict[str, frozenset[Value]] | None = None
+
+    def _values(self) -> dict[str, frozenset[Value]]:
+        if self._known is None:
+            values: dict[str, set[Value]] = {}
+            for name, system, value in self._index.tokens | self._index.references:
+                # Rows beside a parameter's own, such as `subject:identifier`, are no parameters a scope may name.
+                if ":" not in name and "$" not in name:
+                    values.setdefault(name, set()).add((system, value))
+            self._known = {name: frozenset(pairs) for name, pairs in values.items()}
+        return self._known
+
+    def __getitem__(self, name: str) -> frozenset[Value]:
+        return self._values()[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._values())
+
+    def __len__(self) -> int:
+        return len(self._values())
 
 
 # --- writing -------------------------------------------------------------------------------------------------
@@ -181,7 +206,9 @@ def deleted(before: Stored, *, cause: str) -> Change:
 def _change(new: Stored, draft: Draft, before: Stored | None, natural_key: str | None) -> Change:
     resource = {**draft.resource, "id": new.resource_id}
     found = index.extract(resource, offer(new.resource_type))
-    return Change(_spliced(new, found.patient_id), found, before, natural_key)
+    new.patient_id = found.patient_id
+    new.body = _inserted(new, draft) or _spliced(new)
+    return Change(new, found, before, natural_key)
 
 
 def put(connection: Connection, resource: Json, *, cause: str, natural_key: str | None = None) -> Stored:
@@ -248,6 +275,15 @@ def bad(expression: str, diagnostics: str) -> BadRequest:
     return BadRequest(issues=(Issue("invalid", diagnostics, expression),))
 
 
+def identified(draft: Draft, resource_id: str) -> Draft:
+    """The same with this id, in its bytes too."""
+    if draft.resource.get("id") == resource_id:
+        return draft
+    tree = _TREE.decode(draft.body)
+    body = _ENCODER.encode({"resourceType": tree["resourceType"]} | tree | {"id": resource_id})
+    return Draft({**draft.resource, "id": resource_id}, body)
+
+
 def _is_same(left: bytes, right: bytes) -> bool:
     return _outline(left) == _outline(right) or _content(left) == _content(right)
 
@@ -283,7 +319,23 @@ def _canonical(value: Any) -> bytes:
 _SORTED = msgspec.json.Encoder(decimal_format="number", order="sorted")
 
 
-def _spliced(new: Stored, patient_id: str | None) -> Stored:
+def _inserted(new: Stored, draft: Draft) -> bytes:
+    """The stored bytes of a body that begins with its type and has no `meta` yet; none of any other.
+
+    Most bodies are such, and nothing of them needs to be taken apart.
+    """
+    body, resource = new.body, draft.resource
+    head = b'{"resourceType":"%s",' % new.resource_type.encode()
+    is_known = "meta" in resource or resource.get("id", new.resource_id) != new.resource_id
+    if is_known or not body.startswith(head) or not body.endswith(b"}"):
+        return b""
+    own = b'"meta":{"versionId":"%d","lastUpdated":"%s"},' % (new.version, instant(new.updated).encode())
+    if "id" not in resource:
+        own = b'"id":"%s",%s' % (new.resource_id.encode(), own)
+    return b"".join((head, own, memoryview(body)[len(head) :]))
+
+
+def _spliced(new: Stored) -> bytes:
     """The stored bytes: the client's own but for `id` and `meta`, which stand where they stood or at the beginning."""
     tree = _TREE.decode(new.body)
     meta: dict[str, Any] = {**_TREE.decode(tree["meta"])} if "meta" in tree else {}
@@ -293,7 +345,7 @@ def _spliced(new: Stored, patient_id: str | None) -> Stored:
     }
     first = {"resourceType": tree["resourceType"], **{name: own[name] for name in own if name not in tree}}
     ordered = {**first, **tree, **own} if len(first) > 1 else {**tree, **own}
-    return replace(new, body=_ENCODER.encode(ordered), patient_id=patient_id)
+    return _ENCODER.encode(ordered)
 
 
 def instant(milliseconds: int) -> str:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
@@ -201,14 +201,21 @@ class Interface:
     async def _write(self, call: Call) -> Reply:
         if not self.in_loop:
             return await self._threaded(lambda: self.door.store.transact(_audited(call, interactions.prepare(call))))
-        if len(call.body) <= JUDGED_IN_LOOP:
-            work = interactions.prepare(call)
-        else:
-            work = await self._threaded(lambda: interactions.prepare(call))
+        planned = partial(interactions.planner, call)
+        decided = planned() if len(call.body) <= JUDGED_IN_LOOP else await self._threaded(planned)
+        if interactions.is_free(call):
+            return await self.writer.join(decided, self._finish)
+        work = interactions.following(decided)
         if call.resource_type in self.door.hooks:
             # What an order or a report causes takes its time.
             return await asyncio.wrap_future(self.door.store.submit(_audited(call, work)))
         return await self.writer.write(_audited(call, work))
+
+    def _finish(self, connection: Connection, plans: Sequence[interactions.Plan]) -> list[Reply]:
+        """Carry out what was decided, with its audit records."""
+        replies = interactions.carry_out(connection, plans)
+        interactions.keep(self.door, connection, [plan.call.record("allowed") for plan in plans])
+        return replies
 
     async def _threaded(self, work: Callable[[], T]) -> T:
         return await asyncio.get_running_loop().run_in_executor(self.pool, work)
@@ -268,10 +275,7 @@ def _audited(call: Call, work: interactions.Work) -> interactions.Work:
 
     def both(connection: Connection) -> Reply:
         reply = work(connection)
-        if call.door.audit_in:
-            call.door.audit_in(connection, call.record("allowed"))
-        else:
-            call.door.audit(call.record("allowed"))
+        interactions.keep(call.door, connection, [call.record("allowed")])
         return reply
 
     return both

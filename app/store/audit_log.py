@@ -20,9 +20,10 @@ _TOGETHER = 100
 """Rows of one statement. Row by row each would wait anew for the interpreter while requests are answered."""
 
 
-def add(connection: Connection, record: Record) -> None:
-    """Append one record with the store's time."""
-    add_many(connection, [(now(), record)])
+def add(connection: Connection, records: Iterable[Record]) -> None:
+    """Append records with the store's time."""
+    at = now()
+    add_many(connection, [(at, record) for record in records])
 
 
 def add_many(connection: Connection, noted: Iterable[tuple[int, Record]]) -> None:

@@ -7,7 +7,8 @@ from __future__ import annotations
 import sqlite3
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from functools import lru_cache
 from itertools import chain
 from typing import Any, NamedTuple, TypedDict, Unpack
 
@@ -239,7 +240,8 @@ def _chunks(changes: Sequence[Change]) -> Iterator[list[Change]]:
 def _numbered(change: Change, numbers: Mapping[tuple[str, str], int]) -> Stored:
     new, before = change.new, change.before
     rid = before.rid if before is not None else numbers[new.resource_type, new.resource_id]
-    return replace(new, rid=rid, patient_id=_owner(change))
+    whose = (rid, _owner(change), new.method, new.cause)
+    return Stored(new.resource_type, new.resource_id, new.version, new.updated, new.deleted, new.body, *whose)
 
 
 def _owner(change: Change) -> str | None:
@@ -252,7 +254,8 @@ _NEW = (
     *(("deleted", "boolean"), ("patient_id", "text"), ("sort", "bigint"), ("cause", "text"), ("method", "text")),
     *(("body", "bytea"), ("natural_key", "text")),
 )
-_NEW_NAMES = ", ".join(name for name, _ in _NEW)
+_NEW_COLUMNS = tuple(name for name, _ in _NEW)
+_NEW_NAMES = ", ".join(_NEW_COLUMNS)
 _NEW_ARRAYS = ", ".join(f"?::{kind}[]" for _, kind in _NEW)
 
 
@@ -262,9 +265,8 @@ def _insert(connection: Connection, changes: Sequence[Change]) -> dict[tuple[str
     rows: list[tuple[Any, ...]] = [(*_columns(change), change.natural_key) for change in changes]
     if is_sqlite(connection):
         first = (run(connection, "SELECT max(rid) FROM resource").fetchone()[0] or 0) + 1
-        marks = ", ".join("?" * (len(_NEW) + 1))
-        sql = f"INSERT INTO resource (rid, {_NEW_NAMES}) VALUES ({marks}) ON CONFLICT DO NOTHING"
-        made = run_many(connection, sql, ((first + number, *row) for number, row in enumerate(rows)))
+        numbered = [(first + number, *row) for number, row in enumerate(rows)]
+        made = sum(_insert_values(connection, "resource", ("rid", *_NEW_COLUMNS), numbered, "ON CONFLICT DO NOTHING"))
         numbers = {(row[0], row[1]): first + number for number, row in enumerate(rows)}
     else:
         sql = f"""INSERT INTO resource ({_NEW_NAMES}) SELECT * FROM unnest({_NEW_ARRAYS})
@@ -368,16 +370,15 @@ _INDEX = {
 
 def _entries(written: Iterable[tuple[Stored, Index]]) -> Rows:
     rows: dict[str, set[tuple[Any, ...]]] = {table: set() for table in _INDEX}
+    tokens, references, dates, strings, numbers = rows.values()
     for stored, index in written:
         kind, rid, sort = stored.resource_type, stored.rid, index.sort
-        rows["indextoken"].update((key(kind, p), cut(v), sort, rid, cut(s)) for p, s, v in index.tokens)
-        rows["indexreference"].update((key(kind, p), cut(i), sort, rid, t) for p, t, i in index.references)
-        times = Counter(p for p, _, _ in index.dates)
-        rows["indexdate"].update(
-            (key(kind, p), lo, rid, hi, hi - lo > DAY or times[p] > 1) for p, lo, hi in index.dates
-        )
-        rows["indexstring"].update((key(kind, p), cut(f), rid, cut(e)) for p, f, e in index.strings)
-        rows["indexnumber"].update((key(kind, p), lo, rid, hi, cut(s), cut(c)) for p, lo, hi, s, c in index.numbers)
+        tokens |= {(key(kind, p), cut(v), sort, rid, cut(s)) for p, s, v in index.tokens}
+        references |= {(key(kind, p), cut(i), sort, rid, t) for p, t, i in index.references}
+        times = Counter([p for p, _, _ in index.dates])
+        dates |= {(key(kind, p), lo, rid, hi, hi - lo > DAY or times[p] > 1) for p, lo, hi in index.dates}
+        strings |= {(key(kind, p), cut(f), rid, cut(e)) for p, f, e in index.strings}
+        numbers |= {(key(kind, p), lo, rid, hi, cut(s), cut(c)) for p, lo, hi, s, c in index.numbers}
     return rows
 
 
@@ -430,15 +431,27 @@ def _insert_rows(connection: Connection, table: str, rows: Sequence[tuple[Any, .
     columns = _INDEX[table]
     if not rows:
         return
-    names = ", ".join(columns)
     if is_sqlite(connection):
-        row = f"({', '.join('?' * len(columns))})"
-        for some in _runs(rows):
-            values = ", ".join([row] * len(some))
-            run(connection, f"INSERT INTO {table} ({names}) VALUES {values}", [*chain.from_iterable(some)])
+        for _ in _insert_values(connection, table, tuple(columns), rows):
+            pass
         return
-    sql = f"INSERT INTO {table} ({names}) SELECT * FROM {_arrays(columns)}"
+    sql = f"INSERT INTO {table} ({', '.join(columns)}) SELECT * FROM {_arrays(columns)}"
     run(connection, sql, [list(column) for column in zip(*rows, strict=True)])
+
+
+def _insert_values(
+    connection: Connection, table: str, columns: tuple[str, ...], rows: Sequence[tuple[Any, ...]], otherwise: str = ""
+) -> Iterator[int]:
+    """Insert on SQLite, many rows by each statement; how many rows each has inserted."""
+    for some in _runs(rows):
+        sql = _values(table, columns, len(some), otherwise)
+        yield int(run(connection, sql, [*chain.from_iterable(some)]).rowcount)
+
+
+@lru_cache(maxsize=1024)
+def _values(table: str, columns: tuple[str, ...], rows: int, otherwise: str) -> str:
+    row = f"({', '.join('?' * len(columns))})"
+    return f"INSERT INTO {table} ({', '.join(columns)}) VALUES {', '.join([row] * rows)} {otherwise}"
 
 
 def _runs(rows: Sequence[tuple[Any, ...]]) -> Iterator[Sequence[tuple[Any, ...]]]:

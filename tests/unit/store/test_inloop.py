@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
@@ -93,3 +93,66 @@ def test_while_another_writes_the_work_waits_for_it_and_the_loop_does_not(store:
     assert asyncio.run(run()) == "late"
     other.join()
     assert names(store) == ["late", "slow"]
+
+
+Finish = Callable[[Connection, Sequence[str]], list[str]]
+
+
+def naming(name: str) -> Callable[[Connection], str]:
+    def decide(_connection: Connection) -> str:
+        if name == "undecided":
+            raise ValueError(name)
+        return name
+
+    return decide
+
+
+def finishing(met: list[list[str]]) -> Finish:
+    """Adds all names at once; "refused" is refused after it was written."""
+
+    def finish(connection: Connection, decided: Sequence[str]) -> list[str]:
+        met.append([*decided])
+        for name in decided:
+            connection.execute(counter.insert().values(name=name, value=1))
+        if "refused" in decided:
+            raise LookupError("refused")
+        return [f"made {name}" for name in decided]
+
+    return finish
+
+
+def joined(writer: LoopWriter, finish: Finish, *decided: str, beside: str = "") -> list[Any]:
+    async def run() -> list[Any]:
+        works = [writer.join(naming(name), finish) for name in decided]
+        return await asyncio.gather(*works, *([writer.write(adding(beside))] if beside else []), return_exceptions=True)
+
+    return asyncio.run(run())
+
+
+def test_what_shares_its_end_is_finished_at_once_and_after_all_else(store: Store, writer: LoopWriter) -> None:
+    met: list[list[str]] = []
+    assert joined(writer, finishing(met), "a", "b", "c", beside="d") == ["made a", "made b", "made c", "d"]
+    assert met == [["a", "b", "c"]]
+    assert names(store) == ["a", "b", "c", "d"]
+
+
+def test_who_cannot_decide_keeps_nobody_from_finishing(store: Store, writer: LoopWriter) -> None:
+    met: list[list[str]] = []
+    first, failed, last = joined(writer, finishing(met), "a", "undecided", "c")
+    assert (first, str(failed), last) == ("made a", "undecided", "made c")
+    assert met == [["a", "c"]]
+    assert names(store) == ["a", "c"]
+
+
+def test_when_the_end_fails_each_is_done_alone_and_one_hears_of_it(store: Store, writer: LoopWriter) -> None:
+    met: list[list[str]] = []
+    first, failed, last = joined(writer, finishing(met), "a", "refused", "c")
+    assert (first, type(failed), last) == ("made a", LookupError, "made c")
+    assert met == [["a", "refused", "c"], ["a"], ["refused"], ["c"]]
+    assert names(store) == ["a", "c"]
+
+
+def test_one_alone_is_decided_and_finished_as_any_work(store: Store, writer: LoopWriter) -> None:
+    assert joined(writer, finishing([]), "a") == ["made a"]
+    assert isinstance(joined(writer, finishing([]), "refused")[0], LookupError)
+    assert names(store) == ["a"]
