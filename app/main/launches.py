@@ -15,7 +15,7 @@ from app.audit import Record
 from app.errors import BadRequest, IsocenterError, TooLarge
 from app.settings import Settings
 from app.store.database import Store
-from app.viewer.launch import CLIENT_ID
+from app.viewer.registration import CLIENT_ID
 from app.workflow import launches
 
 MAX_BODY = 64 * 1024

@@ -5,13 +5,12 @@ from __future__ import annotations
 from sqlalchemy.engine import Connection
 
 from app.fhir import conformance, resources
-from app.main import demo_ehr
 from app.settings import Settings
 from app.smart import clients
 from app.smart import keys as signing
 from app.store import keys, schema
 from app.store.database import Store
-from app.viewer.launch import viewer_client
+from app.viewer.registration import viewer_client
 from app.workflow.owned import ENDPOINT_ID
 
 CONNECTION_TYPES = "http://terminology.hl7.org/CodeSystem/endpoint-connection-type"
@@ -35,6 +34,9 @@ def _seed(connection: Connection, settings: Settings) -> None:
     clients.ensure_client(connection, viewer_client(settings))
     resources.put(connection, endpoint(settings), cause="start", natural_key="endpoint:dicomweb")
     if settings.demo:
+        # Loaded late: no hospital has the demo's pages (docs/decisions/0078).
+        from app.main import demo_ehr
+
         demo_ehr.seed(connection, settings)
 
 

@@ -5,13 +5,10 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
 
-from argon2 import PasswordHasher
-from argon2.exceptions import InvalidHashError, VerificationError
-from joserfc.errors import JoseError
-from joserfc.jwk import ECKey, KeySet, RSAKey
 from sqlalchemy.engine import Connection
 
 from app.access import parse_scopes
@@ -19,6 +16,10 @@ from app.errors import BadRequest, Conflict, NotFound
 from app.smart import opaque
 from app.store import grants
 from app.store.database import now
+
+if TYPE_CHECKING:
+    from argon2 import PasswordHasher
+    from joserfc.jwk import KeySet, RSAKey
 
 Kind = Literal["public", "symmetric", "asymmetric"]
 AUTH_METHODS: Mapping[str, frozenset[str]] = {
@@ -29,8 +30,6 @@ AUTH_METHODS: Mapping[str, frozenset[str]] = {
 CURVES = frozenset({"P-384"})
 SMALLEST_RSA = 2048
 LOCAL_NAMES = frozenset({"localhost"})
-# OWASP's argon2id profile of least memory: a flood of logins must not take the server's memory.
-HASHER = PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +87,22 @@ class Client:
         return grant_type in {"authorization_code", "refresh_token"} and bool(self.redirect_uris)
 
 
+@cache
+def hasher() -> PasswordHasher:
+    """OWASP's argon2id profile of least memory: a flood of logins must not take the server's memory."""
+    # Loaded late: only logins need it (docs/decisions/0078).
+    from argon2 import PasswordHasher
+
+    return PasswordHasher(time_cost=2, memory_cost=19456, parallelism=1)
+
+
 def check_secret(secret_hash: str, secret: str) -> bool:
     """Whether the argon2 hash is that of the secret."""
+    # Loaded late: see above.
+    from argon2.exceptions import InvalidHashError, VerificationError
+
     try:
-        return bool(secret_hash) and HASHER.verify(secret_hash, secret)
+        return bool(secret_hash) and hasher().verify(secret_hash, secret)
     except (VerificationError, InvalidHashError):
         return False
 
@@ -113,7 +124,7 @@ def register(connection: Connection, client: Client) -> str | None:
         raise Conflict(f"a client with the id {client.id} exists")
     _check(client)
     secret = opaque.make() if client.kind == "symmetric" else None
-    grants.put_client(connection, {**_row(client), "secret_hash": HASHER.hash(secret) if secret else ""})
+    grants.put_client(connection, {**_row(client), "secret_hash": hasher().hash(secret) if secret else ""})
     return secret
 
 
@@ -135,7 +146,7 @@ def rotate(connection: Connection, client_id: str, *, jwks: Mapping[str, Any] | 
     if client.kind != "symmetric":
         raise BadRequest(f"{client_id} is {client.kind}: it has no secret to rotate; give --jwks for new keys")
     secret = opaque.make()
-    grants.set_client(connection, client_id, secret_hash=HASHER.hash(secret))
+    grants.set_client(connection, client_id, secret_hash=hasher().hash(secret))
     return secret
 
 
@@ -204,6 +215,10 @@ def _is_local(host: str) -> bool:
 
 def check_jwks(jwks: Mapping[str, Any] | None) -> KeySet:
     """The public keys of an asymmetric client: RSA of 2048 bits or P-384, each with its own `kid`."""
+    # Loaded late: keys are read at registrations and logins.
+    from joserfc.errors import JoseError
+    from joserfc.jwk import ECKey, KeySet, RSAKey
+
     try:
         keys = KeySet.import_key_set(dict(jwks or {}))  # pyright: ignore[reportArgumentType]
     except (JoseError, ValueError, TypeError, KeyError) as error:

@@ -6,8 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 import orjson
-from joserfc import jwt
-from joserfc.jwk import RSAKey
 
 from app.settings import Settings
 from app.store import keys
@@ -21,6 +19,10 @@ RETIRED_KEYS_SHOWN = 24 * 3600 * 1000
 
 def sign(store: Store, settings: Settings, claims: Mapping[str, Any]) -> str:
     """A signed JWT of these claims."""
+    # Loaded late: only logins sign (docs/decisions/0078).
+    from joserfc import jwt
+    from joserfc.jwk import RSAKey
+
     key = _signing_key(store, keys.wrapping_secret(settings))
     header = {"alg": ALGORITHM, "kid": key.id, "typ": "JWT"}
     return jwt.encode(header, dict(claims), RSAKey.import_key(orjson.loads(key.secret)), algorithms=[ALGORITHM])
@@ -61,5 +63,8 @@ def _signing_key(store: Store, wrapping: bytes) -> keys.Key:
 
 
 def _made() -> keys.Key:
+    # Loaded late: a key is made once in an installation's life.
+    from joserfc.jwk import RSAKey
+
     key = RSAKey.generate_key(RSA_BITS, {"use": "sig", "alg": ALGORITHM}, auto_kid=True)
     return keys.Key(str(key.kid), orjson.dumps(key.as_dict(private=True)), key.as_dict(private=False))

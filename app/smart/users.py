@@ -7,6 +7,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
 from sqlalchemy.engine import Connection
@@ -14,7 +15,7 @@ from sqlalchemy.engine import Connection
 from app.errors import BadRequest, Conflict, NotFound
 from app.settings import Settings
 from app.smart import opaque
-from app.smart.clients import HASHER, check_secret
+from app.smart.clients import check_secret, hasher
 from app.smart.facts import facts, limits
 from app.store import grants
 from app.store.database import now
@@ -22,8 +23,6 @@ from app.store.database import now
 ROLES = ("radiologist", "technologist", "operator", "admin")
 SHORTEST_PASSWORD = 8
 WINDOW = 60.0
-# Verified when the user does not exist, so that both answers take the same time.
-_NOBODY = HASHER.hash(opaque.make())
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +83,7 @@ def add(connection: Connection, user: User, password: str) -> None:
     if grants.find_user(connection, user.id) is not None:
         raise Conflict("a user with this login name exists")
     row = {name: getattr(user, name) for name in User.__slots__}
-    grants.put_user(connection, {**row, "fhir_user": user.fhir_user or "", "password_hash": HASHER.hash(password)})
+    grants.put_user(connection, {**row, "fhir_user": user.fhir_user or "", "password_hash": hasher().hash(password)})
 
 
 def list_users(connection: Connection) -> list[User]:
@@ -107,9 +106,15 @@ def find(connection: Connection, user_id: str) -> User | None:
 
 def verify(connection: Connection, username: str, password: str) -> User | None:
     """The user, when the password is right; unknown and disabled users cost the same work."""
-    row = grants.find_user(connection, username)
-    right = check_secret(row["password_hash"] if row is not None else _NOBODY, password)
+    row, nobody = grants.find_user(connection, username), _nobodys_hash()
+    right = check_secret(nobody if row is None else row["password_hash"], password)
     return _user(row) if row is not None and right and not row["disabled"] else None
+
+
+@cache
+def _nobodys_hash() -> str:
+    """Verified when the user does not exist, so that both answers take the same time."""
+    return hasher().hash(opaque.make())
 
 
 def _user(row: Mapping[str, Any]) -> User:

@@ -21,18 +21,13 @@ from app.errors import NotFound, Unavailable
 from app.settings import Settings
 from app.smart import authorize, clients, launches, opaque, tokens, users
 from app.smart.authorize import Address, Asking, Offer, Person
-from app.smart.clients import Client
 from app.smart.launches import LaunchContext
 from app.store import grants, keys
 from app.store.database import Store, now
 from app.viewer import sessions
 from app.viewer.pages import HEADERS, Message, page
+from app.viewer.registration import CLIENT_ID, SCOPE, redirect_uri
 
-CLIENT_ID = "isocenter-viewer"
-SCOPE = (
-    "launch openid fhirUser online_access patient/ImagingStudy.rs patient/ImagingStudy.u patient/Observation.rs"
-    " patient/DiagnosticReport.rs patient/ServiceRequest.rs patient/Patient.r patient/Practitioner.r patient/Endpoint.r"
-)
 LAUNCH_SECONDS = 300
 SEE_OTHER = 303
 
@@ -70,25 +65,6 @@ class Stopped(Exception):
         """`sentence` names the step and holds no patient data."""
         self.status = status
         super().__init__(sentence)
-
-
-def viewer_client(settings: Settings) -> Client:
-    """The viewer's registration at our own authorization server."""
-    return Client(
-        CLIENT_ID,
-        "Viewer",
-        "public",
-        redirect_uris=(redirect_uri(settings),),
-        launch_uri=f"{settings.public_url}/launch",
-        scope=SCOPE,
-        skip_consent=True,
-        study_bound=True,
-    )
-
-
-def redirect_uri(settings: Settings) -> str:
-    """Where the code comes back to."""
-    return f"{settings.public_url}/launch/callback"
 
 
 def own_server(settings: Settings) -> Http:

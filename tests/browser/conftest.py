@@ -31,7 +31,7 @@ from app.smart.launches import LaunchContext
 from app.store import studies
 from app.store.database import Store
 from app.store.studies import HeldStudy
-from app.viewer.launch import CLIENT_ID
+from app.viewer.registration import CLIENT_ID
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.conftest import orthanc
 from tests.processes import wait_until

@@ -27,7 +27,7 @@ from app.smart.clients import Client
 from app.smart.launches import LaunchContext
 from app.smart.users import User
 from app.store.database import Store
-from app.viewer import launch, sessions
+from app.viewer import launch, registration, sessions
 from app.viewer.routes import routes
 from tests.processes import wait_until
 
@@ -51,7 +51,7 @@ class Site:
         """The address a launch is opened at, made as a trusted EHR makes it."""
         context = LaunchContext(
             **{
-                "client_id": launch.CLIENT_ID,
+                "client_id": registration.CLIENT_ID,
                 "user_id": "ehr:7",
                 "fhir_user": "Practitioner/7",
                 "user_name": "Rita Radiologist",
@@ -107,7 +107,7 @@ def serving(store: Store, folder: Path, viewer: Path, archive: tuple[str, str, s
         secret_key="a secret of the tests that is long enough",  # type: ignore[arg-type]
     )
     records: list[Record] = []
-    store.transact(lambda connection: clients.ensure_client(connection, launch.viewer_client(settings)))
+    store.transact(lambda connection: clients.ensure_client(connection, registration.viewer_client(settings)))
     ehr = Client("ehr", "EHR", "symmetric", scope="isocenter/launch user/ImagingStudy.u")
     store.transact(lambda connection: clients.ensure_client(connection, ehr))
     reader = User("rita", "Rita Local", "radiologist", "Practitioner/rita")

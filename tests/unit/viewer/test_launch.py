@@ -13,7 +13,7 @@ import sqlalchemy as sa
 from app.smart import clients, opaque
 from app.store.database import now
 from app.store.tables import access_grant, launch, viewer_session
-from app.viewer.launch import CLIENT_ID
+from app.viewer.registration import CLIENT_ID
 from tests.unit.viewer.site import PASSWORD, STUDY, Site
 
 
