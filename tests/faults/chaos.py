@@ -89,6 +89,8 @@ class Pacs:
     folder: Path
     server: Orthanc
     overwrite: bool
+    more: Json = field(default_factory=dict)
+    """Settings of Orthanc beside those of every test."""
     process: subprocess.Popen[bytes] | None = None
     older: Path | None = None
     starts: int = 0
@@ -132,7 +134,7 @@ class Pacs:
     def _configuration(self) -> Json:
         # DICOMweb takes no part in the sync, and a plugin less starts sooner.
         own = {"Plugins": [], "OverwriteInstances": self.overwrite, "HttpThreadsCount": 16}
-        return configuration(self.server, self.folder) | own
+        return configuration(self.server, self.folder) | own | self.more
 
 
 def _answers(client: httpx.Client) -> bool:
