@@ -19,6 +19,8 @@ from pydantic_settings import (
     TomlConfigSettingsSource,
 )
 
+Gone = Literal["unknown", "retention", "quality", "safety", "worklist", "never-existed"]
+"""Why a study may be gone: nobody said, kept long enough, rejected (KOS 113001, 113037, 113038), or only a test."""
 LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost"})
 
 
@@ -110,6 +112,12 @@ class Settings(BaseSettings):
     """A study is complete after this many seconds without a change."""
     delete_grace: float = Field(default=10, ge=0)
     """Seconds between a study's disappearance from the archive and its withdrawal."""
+    sweep_seconds: float = Field(default=180, ge=1)
+    """So often the archive is compared with what is published; totals that fall are noticed within seconds anyway."""
+    full_sweep_hour: int = Field(default=3, ge=0, le=23)
+    """At this hour of the site's day every instance is compared."""
+    delete_policy: dict[Gone, Literal["unknown", "cancelled", "entered-in-error"]] = Field(default_factory=dict)
+    """What an ImagingStudy becomes whose images are gone, by the reason; a reason not named keeps its default."""
     orthanc_url: str = ""
     """REST root of Orthanc; empty means an Orthanc of our own is started and supervised."""
     orthanc_username: str = ""

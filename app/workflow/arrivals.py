@@ -9,7 +9,6 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 
-from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
 from app.dicom import archive, uids
@@ -22,7 +21,7 @@ from app.store.database import now
 from app.store.outbox import Effect
 from app.store.sync import Dirty, Known
 from app.store.timeline import Happening
-from app.workflow import absences, evidence, matching, orders, owned
+from app.workflow import absences, described, evidence, matching, orders, owned
 from app.workflow.site import Archive, Site
 
 # --- one marked study --------------------------------------------------------------------------------------------
@@ -55,13 +54,16 @@ def _look(at: Archive, dirty: Dirty) -> None:
     with at.store.read() as connection:
         before = sync.known(connection, dirty.orthanc_id)
     if before and before.digest == held.digest and before.missing_since is None:
-        at.store.transact(lambda connection: sync.clean(connection, dirty))
+        at.store.transact(lambda connection: _same(connection, dirty, before, held.last_update))
         return
-    facts = [
-        imaging_study.SeriesFacts(series.uid, at.headers.read(at.orthanc, series.first), series.instances)
-        for series in held.series
-    ]
+    facts = described.facts(held, lambda instance: at.headers.read(at.orthanc, instance))
     at.store.transact(lambda connection: _publish(at.site, connection, (dirty, held), facts))
+
+
+def _same(connection: Connection, dirty: Dirty, row: Known, last_update: str) -> None:
+    if sync.owned(connection, dirty):
+        sync.touched(connection, row, last_update)
+        sync.clean(connection, dirty)
 
 
 def _publish(
@@ -71,42 +73,42 @@ def _publish(
     if not sync.owned(connection, dirty):
         return
     before = sync.known(connection, held.orthanc_id)
-    headers = [one.header for one in sorted(facts, key=lambda one: _speaks_first(one.header, one.uid))]
+    headers = [one.header for one in facts]
     match = matching.order_for(connection, site, held, headers)
     if match.order is not None:
         orders.lock(connection, match.order["id"])
     patient_id = matching.patient_for(connection, site, held, headers[0], match)
     resource_id = orders.study_resource_id(held.uid, patient_id)
-    links = _links(site, match.order, (resource_id, patient_id), headers[0])
+    links = described.links(site, match.order, (resource_id, patient_id), facts)
     earlier = resources.read(connection, "ImagingStudy", resource_id)
-    grew = _images(held) - studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES)
+    grew = _images(held) - (studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES) if before else 0)
     study = imaging_study.available(held.uid, facts, links, site.settings.zone)
     cause = f"archive {dirty.reason}"
     resources.put(
         connection, owned.kept(study, earlier), cause=cause, natural_key=orders.natural_key(held.uid, patient_id)
     )
-    _keep(connection, held, Known(
+    row = Known(
         held.orthanc_id, held.uid, resource_id, patient_id, match.order["id"] if match.order else None,
-        held.digest, now(), False, None, held.count,
-    ))  # fmt: skip
+        held.digest, now(), False, None, held.count, len(held.series), held.last_update,
+    )  # fmt: skip
+    _keep(connection, held, row, before)
     _supersede(connection, before, resource_id, cause)
     back = before is not None and before.instances == 0
     first = before is None or back or (earlier or {}).get("status") == "registered"
+    if back:
+        absences.back(connection, row, cause)
+    elif grew < 0:
+        absences.shrunk(connection, row, cause)
     _tell(connection, Arrival(held, patient_id, cause, first, late=grew > 0 and not back), match)
     sync.clean(connection, dirty)
 
 
-def _keep(connection: Connection, held: HeldStudy, row: Known) -> None:
+def _keep(connection: Connection, held: HeldStudy, row: Known, before: Known | None) -> None:
     sync.write(connection, row)
-    members = [
-        studies.HeldInstance(
-            one.orthanc_id, held.orthanc_id, series.uid, one.sop_uid, one.sop_class, series.modality, one.file
-        )
-        for series in held.series
-        for one in series.instances
-    ]
+    members = [_member(held, series, one) for series in held.series for one in series.instances]
     studies.put_instances(connection, held.orthanc_id, members)
-    evidence.withdraw_missing(connection, row, [member.sop_uid for member in members])
+    if before is not None:
+        evidence.withdraw_missing(connection, row, [member.sop_uid for member in members])
     # A report is read once, again when its images have come, and again when the archive got it anew.
     seen = "with images" if _images(held) else "alone"
     for one in (one for series in held.series for one in series.instances if one.sop_class in uids.STRUCTURED_REPORTS):
@@ -117,36 +119,6 @@ def _keep(connection: Connection, held: HeldStudy, row: Known) -> None:
 def _member(held: HeldStudy, series: HeldSeries, one: HeldInstance) -> studies.HeldInstance:
     place = (one.orthanc_id, held.orthanc_id, series.uid)
     return studies.HeldInstance(*place, one.sop_uid, one.sop_class, series.modality, one.file)
-
-
-def _speaks_first(header: Dataset, series_uid: str) -> tuple[bool, str]:
-    # Reports and segmentations repeat the patient and order as their maker knew them; images come first.
-    return (str(header.get("Modality")) in uids.NOT_IMAGES, series_uid)
-
-
-def _links(site: Site, order: Json | None, ids: tuple[str, str], header: Dataset) -> imaging_study.Links:
-    resource_id, patient_id = ids
-    links = imaging_study.Links(
-        resource_id=resource_id,
-        subject={"reference": f"Patient/{patient_id}"},
-        endpoint={"reference": f"Endpoint/{owned.ENDPOINT_ID}"},
-        accession=_accession(site, header),
-    )
-    if order is None:
-        return links
-    return replace(
-        links,
-        based_on=({"reference": f"ServiceRequest/{order['id']}"},),
-        accession=orders.accession_of(order),
-        referrer=orders.referrer_of(order),
-        reason=tuple(order.get("reasonCode", [])),
-        procedure=(order["code"],) if order.get("code") else (),
-    )
-
-
-def _accession(site: Site, header: Dataset) -> Json | None:
-    pairs = list(matching.accessions(site, [header]))
-    return imaging_study.accession_identifier(*pairs[0]) if pairs else None
 
 
 def _supersede(connection: Connection, before: Known | None, resource_id: str, cause: str) -> None:

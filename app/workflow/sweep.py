@@ -1,23 +1,53 @@
 """The sweep: what the archive holds compared with what is published, the truth behind every hint of a change.
 
-It only marks studies; mass disappearance and another database behind the archive hold every withdrawal back.
+It only marks studies. Mass disappearance, an emptied archive and another database behind it hold every withdrawal back
+until a person decides.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import os
+import socket
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from datetime import datetime, timedelta
+from typing import Any, TypeVar
 
+import structlog
 from sqlalchemy.engine import Connection
 
-from app.store import sync
+from app.errors import ArchiveUnavailable, Unavailable
+from app.settings import Settings
+from app.store import requests, sync, truth
 from app.store.database import now
-from app.store.sync import Position
+from app.store.requests import Request
+from app.store.truth import SWEEP, Believed
+from app.workflow import comparing
+from app.workflow.comparing import Found, Level
 from app.workflow.site import Archive
 
-SWEEP = "sweep"
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
 MASS_KNOWN, MASS_SHARE = 20, 0.2
 MASS = "studies disappeared in a mass"
+EMPTIED = "the archive holds none of the known studies"
 ANOTHER_DATABASE = "the archive's database was replaced"
+
+LEASE_SECONDS = 15.0
+PAUSE = 0.5
+"""Seconds between two turns of the loop."""
+GLANCE_SECONDS = 5.0
+"""Between two sweeps the archive's totals are looked at so often: deletions are in no change log."""
+GLANCE_SHARE = 0.02
+"""Of the time at most so much is spent on that, where totals take long to count."""
+NAMED = 20
+"""Studies that are named in an answer to a person."""
+
+
+# --- one sweep -------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +58,13 @@ class Drift:
     missing: int = 0
     changed: int = 0
     held: str = ""
+    """Why nothing may be withdrawn."""
+    level: Level = "totals"
+    """How deep it looked."""
+    waiting: int = 0
+    """How many studies were marked before it began."""
+    studies: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
+    """Some of them: archive's ids of the new and changed ones, Study Instance UIDs of the missing ones."""
 
     @property
     def total(self) -> int:
@@ -35,40 +72,295 @@ class Drift:
         return self.new + self.missing + self.changed
 
 
-def sweep(at: Archive, *, thorough: bool = False, accept_missing: bool = False) -> Drift:
-    """Compare totals, then ids, and mark every study that differs.
+@dataclass(frozen=True, slots=True)
+class Accepted:
+    """A person's word that what is missing is gone for good, and why it went."""
+
+    reason: str = "unknown"
+
+
+@dataclass(frozen=True, slots=True)
+class Lead:
+    """The right to compare: one process has it at a time, and every write asks for its number."""
+
+    at: Archive
+    owner: str
+    fence: int
+
+    def renew(self) -> None:
+        """Keep it; Unavailable when another process has it."""
+        if _hold(self.at, self.owner) != self.fence:
+            raise Unavailable("another process compares with the archive now")
+
+    def write(self, work: Callable[[Connection], T]) -> T:
+        """Run `work` in one transaction, if nobody else leads."""
+
+        def fenced(connection: Connection) -> T:
+            if not sync.require(connection, SWEEP, self.fence):
+                raise Unavailable("another process compares with the archive now")
+            return work(connection)
+
+        return self.at.store.transact(fenced)
+
+
+def lead(at: Archive, owner: str) -> Lead | None:
+    """The right to compare, unless another process has it."""
+    fence = _hold(at, owner)
+    return None if fence is None else Lead(at, owner, fence)
+
+
+def _hold(at: Archive, owner: str) -> int | None:
+    return at.store.transact(lambda tx: sync.hold(tx, SWEEP, owner, seconds=LEASE_SECONDS))
+
+
+def this_process() -> str:
+    """How this process is called among those that compare."""
+    return f"{socket.gethostname()}:{os.getpid()}"
+
+
+def sweep(at: Archive, *, thorough: bool = False, accept_missing: bool = False, reason: str = "unknown") -> Drift:
+    """Compare totals, then ids, then counts, `thorough` every instance, and mark every study that differs.
 
     Studies gone in a mass, or with the archive's database, are withdrawn only when a person accepts that.
     """
+    led = lead(at, this_process())
+    if led is None:
+        raise Unavailable("another process compares with the archive now")
+    return carry_out(led, thorough=thorough, accepted=Accepted(reason) if accept_missing else None)
+
+
+def carry_out(led: Lead, *, thorough: bool, accepted: Accepted | None = None) -> Drift:
+    """One sweep under a lead."""
+    at, begun, moment = led.at, time.monotonic(), now()
     with at.store.read() as connection:
-        present, leaving = sync.present(connection), sync.leaving(connection)
-        before = hold(connection)
-    totals = at.orthanc.statistics()
-    same = (int(totals["CountStudies"]), int(totals["CountInstances"])) == (len(present), sum(present.values()))
-    held = set(at.orthanc.study_ids()) if thorough or not same else set(present)
-    new, missing = held - present.keys(), present.keys() - held
-    changed = held & present.keys() if thorough or (not same and not new and not missing) else set[str]()
-    counts = len(present) + len(leaving), len(missing) + len(leaving - held)
-    drift = Drift(len(new), len(missing), len(changed), "" if accept_missing else _held_back(before, *counts))
+        ours = truth.believed(connection, _window(at.site.settings))
+        before, epoch = state(connection), sync.position(connection, "changes").epoch
+    found = comparing.differences(comparing.Sides(at.orthanc, at.store, ours, led.renew), thorough=thorough)
+    gone = found.missing | (ours.leaving - found.held)
+    hold = "" if accepted else _held_back(before.hold, ours, gone)
+    drift = Drift(len(found.new), len(gone), len(found.changed), hold, found.level, len(ours.waiting))
+    facts: dict[str, Any] = {"at": moment, "took": round(time.monotonic() - begun, 3), **_told(drift)}
+    facts["hold_since"] = (before.hold_since or moment) if hold else 0
+    if thorough:
+        facts |= {"full_at": moment, "full_epoch": epoch}
 
     def work(connection: Connection) -> None:
-        sync.mark(connection, new | changed, "sweep")
-        if not drift.held:
-            sync.mark(connection, missing, "missing")
-        detail = {"hold": drift.held, "at": now(), "new": drift.new, "missing": drift.missing, "changed": drift.changed}
-        sync.move(connection, SWEEP, Position(detail=detail))
+        sync.mark(connection, (found.new | found.changed) - ours.waiting, "sweep", priority=sync.RESYNC)
+        if not hold:
+            _take_leave(connection, at.site.settings, (gone, moment), accepted)
+        truth.note(connection, **facts)
 
-    at.store.transact(work)
-    return drift
+    led.write(work)
+    if hold and not before.hold:
+        log.error("withdrawals held back", reason=hold, missing=len(gone), known=len(ours.present) + len(ours.leaving))
+    with at.store.read() as connection:
+        return replace(drift, studies=_named(connection, found, gone))
 
 
-def _held_back(before: str, known: int, missing: int) -> str:
-    """Why nothing may be withdrawn now."""
-    if before == ANOTHER_DATABASE and missing:
-        return before
-    return MASS if known >= MASS_KNOWN and missing > known * MASS_SHARE else ""
+def _told(drift: Drift) -> dict[str, Any]:
+    return {
+        "hold": drift.held,
+        "level": drift.level,
+        "new": drift.new,
+        "missing": drift.missing,
+        "changed": drift.changed,
+    }
+
+
+def _named(connection: Connection, found: Found, gone: frozenset[str]) -> dict[str, list[str]]:
+    named = {
+        "new": sorted(found.new)[:NAMED],
+        "changed": sorted(found.changed)[:NAMED],
+        "missing": truth.uids(connection, sorted(gone)[:NAMED]),
+    }
+    return {name: some for name, some in named.items() if some}
+
+
+def _take_leave(
+    connection: Connection, settings: Settings, missed: tuple[frozenset[str], int], accepted: Accepted | None
+) -> None:
+    """The grace begins; there is none for what a person has accepted. `missed`: which studies, since when."""
+    gone, moment = missed
+    # Marks come first, as with everybody else who writes both: two transactions must not wait for each other.
+    sync.mark(connection, gone, "missing", delay_ms=0 if accepted else int(settings.delete_grace * 1000))
+    truth.missing(connection, gone, moment)
+    if accepted:
+        truth.accept(connection, gone, accepted.reason)
+
+
+def _window(settings: Settings) -> int:
+    """What disappeared within a sweep's time disappeared in one sweep, however often the totals are looked at."""
+    return int(max(settings.sweep_seconds, settings.delete_grace) * 1000)
+
+
+def _held_back(before: str, ours: Believed, gone: frozenset[str]) -> str:
+    """Why nothing may be withdrawn now. Once held, it stays so until all came back or a person decides."""
+    if not gone or before:
+        return before if gone else ""
+    here = len(ours.present) + len(ours.leaving)
+    known, missing = here + ours.recent, len(gone) + ours.recent
+    if known >= MASS_KNOWN and missing > known * MASS_SHARE:
+        return MASS
+    # One study alone that is deleted is no emptied archive.
+    return EMPTIED if len(gone) == here > 1 else ""
+
+
+# --- where it stands -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the last sweep left; moments in ms, 0 for never."""
+
+    hold: str = ""
+    hold_since: int = 0
+    at: int = 0
+    took: float = 0
+    level: str = ""
+    new: int = 0
+    missing: int = 0
+    changed: int = 0
+    full_at: int = 0
+    full_epoch: str = ""
+    wanted: int = 0
+    """When somebody last wanted a sweep at once."""
+
+
+def state(connection: Connection) -> State:
+    """Where comparing stands."""
+    known = sync.position(connection, SWEEP).detail or {}
+    return State(**{name: known[name] for name in State.__dataclass_fields__ if name in known})
 
 
 def hold(connection: Connection) -> str:
     """Why nothing may be withdrawn for now; empty when nothing holds."""
-    return (sync.position(connection, SWEEP).detail or {}).get("hold", "")
+    return state(connection).hold
+
+
+def counted(connection: Connection, since: int) -> bool:
+    """Whether a sweep has counted what was missing then: nothing is withdrawn before. If not, one is wanted."""
+    known = state(connection)
+    if known.at >= since:
+        return True
+    if known.wanted <= known.at:
+        truth.note(connection, wanted=now())
+    return False
+
+
+def distrust(connection: Connection) -> None:
+    """The archive's database is not the one we knew: compare everything, withdraw nothing."""
+    truth.note(connection, hold=ANOTHER_DATABASE, hold_since=now(), full_at=0, wanted=now())
+
+
+# --- the loop --------------------------------------------------------------------------------------------------
+
+
+@dataclass(slots=True)
+class _Glance:
+    """The archive's totals as last seen."""
+
+    due: float = 0
+    totals: tuple[int, ...] = ()
+
+
+def turns(at: Archive, owner: str) -> Callable[[], float]:
+    """A step for a loop, which tells how long to pause: leads if nobody else does, answers requests, sweeps in time."""
+    glance = _Glance()
+
+    def turn() -> float:
+        led = lead(at, owner)
+        if led is None:
+            return PAUSE
+        with at.store.read() as connection:
+            request, known = requests.next_one(connection), state(connection)
+            epoch = sync.position(connection, "changes").epoch
+        if request is not None and not _served(led, request):
+            return PAUSE
+        if _due(at.site.settings, known) or _fewer(at, glance):
+            full = known.full_at < _night(at.site.settings) or known.full_epoch != epoch
+            carry_out(led, thorough=full)
+        return PAUSE
+
+    return turn
+
+
+def _due(settings: Settings, known: State) -> bool:
+    return known.wanted > known.at or now() - known.at >= settings.sweep_seconds * 1000
+
+
+def _night(settings: Settings) -> int:
+    """The last time when the clock of the site showed the hour of full sweeps."""
+    here = datetime.now(settings.zone)
+    hour = here.replace(hour=settings.full_sweep_hour, minute=0, second=0, microsecond=0)
+    return int((hour if hour <= here else hour - timedelta(days=1)).timestamp() * 1000)
+
+
+def _fewer(at: Archive, glance: _Glance) -> bool:
+    """Whether the archive holds less of anything than at the last glance."""
+    begun = time.monotonic()
+    if begun < glance.due:
+        return False
+    totals = at.orthanc.statistics()
+    seen = tuple(int(totals[name]) for name in ("CountStudies", "CountSeries", "CountInstances"))
+    before, glance.totals = glance.totals, seen
+    glance.due = time.monotonic() + max(GLANCE_SECONDS, (time.monotonic() - begun) / GLANCE_SHARE)
+    return any(one < other for one, other in zip(seen, before, strict=False))
+
+
+# --- requests of people ----------------------------------------------------------------------------------------
+
+
+def _served(led: Lead, request: Request) -> bool:
+    """Carry a request one step on; False when that step took the turn."""
+    try:
+        return _BEGIN[request.kind](led, request) if request.taken is None else _goes_on(led, request)
+    except ArchiveUnavailable as error:
+        # Whoever waits hears it; the mark of what was found already stays.
+        sentence = str(error)
+        led.write(lambda connection: requests.finish(connection, request, error=sentence))
+        raise
+
+
+def _reconcile(led: Lead, request: Request) -> bool:
+    asked = request.detail
+    accepted = Accepted(asked.get("reason", "unknown")) if asked.get("accept_missing") else None
+    before = carry_out(led, thorough=True, accepted=accepted)
+    led.write(lambda connection: _begun(connection, led, request, before=told(before)))
+    return False
+
+
+def _rebuild(led: Lead, request: Request) -> bool:
+    def work(connection: Connection) -> None:
+        _begun(connection, led, request, rebuilt=sync.forget_digests(connection))
+
+    led.write(work)
+    return False
+
+
+_BEGIN: dict[str, Callable[[Lead, Request], bool]] = {"reconcile": _reconcile, "rebuild": _rebuild}
+
+
+def _begun(connection: Connection, led: Lead, request: Request, **answer: object) -> None:
+    moment = now()
+    studies = truth.unsettled(connection, moment)
+    requests.take(connection, request, led.owner, marked=moment, studies=studies, **answer)
+
+
+def _goes_on(led: Lead, request: Request) -> bool:
+    """Done when every study that was marked by then has been looked at."""
+    with led.at.store.read() as connection:
+        left = truth.unsettled(connection, int(request.answer["marked"]))
+        failing = truth.waiting(connection).failing
+    if left:
+        return True
+    answer: dict[str, Any] = {"failing": failing}
+    if request.kind == "reconcile":
+        answer["after"] = told(carry_out(led, thorough=True))
+    led.write(lambda connection: requests.finish(connection, request, **answer))
+    return False
+
+
+def told(drift: Drift) -> dict[str, Any]:
+    """A drift as people and programs read it."""
+    found = {"total": drift.total, **_told(drift), "waiting": drift.waiting}
+    return {**found, "studies": drift.studies} if drift.studies else found

@@ -23,9 +23,8 @@ from app.errors import ArchiveUnavailable
 from app.store import outbox, sync
 from app.store.outbox import Claimed
 from app.store.sync import Dirty
-from app.workflow import arrivals, changes, evidence, reports
+from app.workflow import arrivals, changes, evidence, reports, sweep
 from app.workflow.arrivals import Archive
-from app.workflow.sweep import SWEEP, sweep
 
 log = structlog.get_logger(__name__)
 
@@ -35,9 +34,6 @@ BUSY_SECONDS = 3.0
 """So long after the last change the archive is asked more often."""
 DUE_SECONDS = 0.03
 OUTBOX_SECONDS = 0.2
-SWEEP_SECONDS = 5.0
-THOROUGH_EVERY = 60
-"""One sweep in so many looks at every id, whatever the totals say."""
 LEASE_SECONDS = 10.0
 BEAT_SECONDS, LIFE_SECONDS = 1.0, 5.0
 """How often a worker says that it lives, and how long that is believed."""
@@ -178,22 +174,15 @@ class _Poller:
 
 def loops(at: Archive, owner: str, rebuilder: Rebuilder) -> list[Loop]:
     """Every loop of a worker; any number of workers may run them side by side."""
-    sweeps = [0]
 
     def beat() -> float:
         at.store.transact(lambda connection: sync.live(connection, owner, seconds=LIFE_SECONDS))
         return BEAT_SECONDS
 
-    def look_around() -> float:
-        if at.store.transact(lambda tx: sync.hold(tx, SWEEP, owner, seconds=LEASE_SECONDS)) is not None:
-            sweep(at, thorough=sweeps[0] % THOROUGH_EVERY == 0)
-            sweeps[0] += 1
-        return SWEEP_SECONDS
-
     return [
         Loop("beat", beat, BEAT_SECONDS),
         Loop("changes", _Poller(changes.Reader(at), owner).step, POLL_SECONDS),
-        Loop("sweep", look_around, SWEEP_SECONDS),
+        Loop("sweep", sweep.turns(at, owner), sweep.PAUSE),
         Loop("rebuild", lambda: DUE_SECONDS / 3 if rebuilder.turn() else DUE_SECONDS, DUE_SECONDS),
         Loop("settle", lambda: 0 if arrivals.settle(at) else 1.0, 1.0),
         Loop("outbox", lambda: 0 if deliver_one(at) else OUTBOX_SECONDS, OUTBOX_SECONDS),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 import time
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -12,16 +11,14 @@ from pydicom.config import IGNORE
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from sqlalchemy import update
 
 from app.fhir import resources
 from app.fhir.mapping import imaging_study, worklist
 from app.store import sync
-from app.store.tables import cursor
-from app.workflow import arrivals, changes, sweep
+from app.workflow import arrivals, sweep
 from app.workflow.arrivals import Archive
 from tests.orthanc import phantoms
-from tests.orthanc.hospital import Hospital, both, hospital, lite, uid
+from tests.orthanc.hospital import Hospital, both, lite, uid
 from tests.processes import wait_until
 
 __all__ = ["both", "lite"]
@@ -311,94 +308,7 @@ def test_a_copy_that_the_archive_anonymised_is_linked_to_nobody(lite: Hospital) 
     assert lite.reviews() == ["anonymised-copy"]
 
 
-# --- what disappears ---------------------------------------------------------------------------------------------
-
-
-def test_a_deleted_study_is_withdrawn_after_the_grace_and_comes_back(both: Hospital) -> None:
-    order = both.order()
-    image = both.image(order)
-    both.send(image)
-    both.settle()
-    both.delete("studies", both.orthanc_id(uid(order)))
-    sweep.sweep(both.archive)
-    both.hurry()
-    arrivals.rebuild_one(both.archive)
-    assert both.study(uid(order))["status"] == "available"
-    both.rebuild()
-    gone = both.study(uid(order))
-    assert gone["status"] == "unknown"
-    assert "endpoint" not in gone
-    assert "series" not in gone
-    assert sweep.sweep(both.archive).total == 0
-    both.send(image)
-    both.settle()
-    back = both.study(uid(order))
-    assert (back["status"], back["numberOfInstances"]) == ("available", 1)
-    assert "endpoint" in back
-    assert "extension" not in back
-
-
-def test_a_study_that_is_only_sent_anew_within_the_grace_is_never_withdrawn(lite: Hospital, tmp_path: Path) -> None:
-    with hospital(lite.store, lite.server, tmp_path, delete_grace=60) as slow:
-        image = slow.image()
-        slow.send(image)
-        slow.settle()
-        before = slow.study("1.2.3.1")
-        slow.delete("studies", slow.orthanc_id("1.2.3.1"))
-        sweep.sweep(slow.archive)
-        slow.rebuild_once()
-        slow.send(image)
-        slow.settle()
-        assert slow.version(slow.study("1.2.3.1")) == slow.version(before)
-
-
-def test_a_mass_disappearance_withdraws_nothing_until_a_person_accepts_it(lite: Hospital) -> None:
-    for number in range(20):
-        lite.send(other_study(lite.image(), f"1.7.{number}"))
-    lite.look()
-    for orthanc_id in lite.archive.orthanc.study_ids():
-        lite.delete("studies", orthanc_id)
-    # One study was marked before, for another reason, and is found absent first.
-    lite.store.transact(lambda tx: sync.mark(tx, [next(iter(sync.present(tx)))], "changed"))
-    lite.rebuild_once()
-    drift = sweep.sweep(lite.archive)
-    lite.rebuild()
-    assert drift.held
-    assert {study["status"] for study in lite.find("ImagingStudy")} == {"available"}
-    assert sweep.sweep(lite.archive).missing == 20
-    sweep.sweep(lite.archive, accept_missing=True)
-    lite.rebuild()
-    assert {study["status"] for study in lite.find("ImagingStudy")} == {"unknown"}
-
-
-def test_another_database_behind_the_archive_withdraws_nothing(lite: Hospital) -> None:
-    lite.send(lite.image())
-    lite.look()
-    lite.delete("studies", lite.orthanc_id("1.2.3.1"))
-    ahead = update(cursor).where(cursor.c.name == changes.CHANGES).values(value=10**6)
-    lite.store.transact(lambda tx: tx.execute(ahead))
-    lite.poll()
-    assert sweep.sweep(lite.archive).held
-    lite.rebuild()
-    assert lite.study("1.2.3.1")["status"] == "available"
-    lite.send(other_study(lite.image(), "1.7.1"))
-    lite.look()
-    assert lite.study("1.7.1")["status"] == "available"
-    sweep.sweep(lite.archive, accept_missing=True)
-    lite.rebuild()
-    assert lite.study("1.2.3.1")["status"] == "unknown"
-
-
 # --- losing the thread -------------------------------------------------------------------------------------------
-
-
-def test_a_changes_log_that_was_cleared_is_healed_by_the_sweep(lite: Hospital) -> None:
-    lite.send(lite.image())
-    lite.pacs.delete("/changes").raise_for_status()
-    assert lite.look() == 0
-    assert sweep.sweep(lite.archive).new == 1
-    lite.rebuild()
-    assert lite.study("1.2.3.1")["status"] == "available"
 
 
 def test_a_worker_that_dies_between_poll_and_rebuild_is_followed_by_one_that_ends_the_same(both: Hospital) -> None:

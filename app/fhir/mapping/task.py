@@ -116,6 +116,8 @@ REVIEW_REASONS = {
     "anonymised-copy": "A copy made inside the archive: it is not linked to any order.",
     "unknown-procedure": "The ordered procedure is not in the catalogue: modality and station were not known.",
     "late-images": "Images arrived after the report was final: the report was left as it is.",
+    "images-removed": "Images of a reported study are gone from the archive: the report was left as it is.",
+    "study-removed": "A reported study is gone from the archive: the report was left as it is.",
     "late-evidence": "Measurements arrived after the report was final: the report was left as it is.",
     "cancelled-after-start": "The order was cancelled although images exist: they were left as they are.",
 }

@@ -1,0 +1,180 @@
+"""What we believe the archive holds, for comparing: counts and files of each study, what is gone, what still waits."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from itertools import islice
+
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
+from app.store.database import insert, now
+from app.store.sync import Position, move, position
+from app.store.tables import cursor, dirty_study, instance, lease, study
+
+SWEEP = "sweep"
+"""Name of the lease and of the position of what compares."""
+AT_ONCE = 500
+"""Ids in one statement: SQLite bounds them."""
+HOPELESS = 3
+"""Tries after which a study counts as failing: nobody waits for it any more, but it is tried on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Counted:
+    """A study as it was last published; 0 series and an empty moment mean that nobody has counted them yet."""
+
+    instances: int
+    series: int
+    last_update: str
+
+
+@dataclass(frozen=True, slots=True)
+class Believed:
+    """Everything a comparison needs to know of our side, read at one moment."""
+
+    present: Mapping[str, Counted]
+    """Studies believed to be in the archive."""
+    leaving: frozenset[str]
+    """Disappeared, not withdrawn yet, and no person has accepted it."""
+    accepted: frozenset[str]
+    """Disappeared, not withdrawn yet, accepted by a person."""
+    recent: int
+    """How many were withdrawn a short while ago without a person's word."""
+    waiting: frozenset[str]
+    """Marked to be looked at."""
+
+    @property
+    def instances(self) -> int:
+        """Of all studies believed to be in the archive."""
+        return sum(one.instances for one in self.present.values())
+
+
+def believed(connection: Connection, window_ms: int) -> Believed:
+    """What we believe now; withdrawals of the last `window_ms` count as recent."""
+    here = study.c.missing_since.is_(None)
+    rows = connection.execute(
+        sa.select(study.c.orthanc_id, study.c.instances, study.c.series, study.c.last_update).where(here)
+    )
+    present = {row[0]: Counted(row[1], row[2], row[3]) for row in rows}
+    gone = connection.execute(
+        sa.select(study.c.orthanc_id, study.c.instances, study.c.missing_since, _accepted()).where(~here)
+    ).all()
+    after = now() - window_ms
+    return Believed(
+        present,
+        frozenset(row[0] for row in gone if row[1] and not row[3]),
+        frozenset(row[0] for row in gone if row[1] and row[3]),
+        sum(1 for row in gone if not row[1] and not row[3] and row[2] > after),
+        frozenset(connection.execute(sa.select(dirty_study.c.orthanc_id)).scalars()),
+    )
+
+
+def _accepted() -> sa.ColumnElement[bool]:
+    # What has been published since is back: an acceptance is for one disappearance only.
+    return sa.func.coalesce(study.c.accepted, -1) >= study.c.changed
+
+
+def missing(connection: Connection, orthanc_ids: Collection[str], moment: int) -> None:
+    """Note since when these studies are gone; their withdrawal waits for the grace."""
+    for some in _parts(orthanc_ids):
+        own = sa.and_(study.c.orthanc_id.in_(some), study.c.missing_since.is_(None), study.c.instances > 0)
+        connection.execute(study.update().where(own).values(missing_since=moment))
+
+
+def accept(connection: Connection, orthanc_ids: Collection[str], reason: str) -> None:
+    """A person says that these studies are gone for good, and why."""
+    for some in _parts(orthanc_ids):
+        own = study.c.orthanc_id.in_(some)
+        connection.execute(study.update().where(own).values(accepted=now(), gone_reason=reason))
+
+
+@dataclass(frozen=True, slots=True)
+class Absence:
+    """What is known of a study's disappearance."""
+
+    accepted: bool
+    reason: str
+
+
+def absence(connection: Connection, orthanc_id: str) -> Absence:
+    """Whether a person accepted the disappearance, and the reason when it is known."""
+    own = study.c.orthanc_id == orthanc_id
+    row = connection.execute(sa.select(_accepted(), study.c.gone_reason).where(own)).one()
+    return Absence(bool(row[0]), row[1] if row[0] else "")
+
+
+def files(connection: Connection, orthanc_ids: Collection[str]) -> dict[str, tuple[str, str]]:
+    """Of each instance of these studies its study and its file in the archive (empty when not known)."""
+    found: dict[str, tuple[str, str]] = {}
+    columns = instance.c.orthanc_id, instance.c.study_orthanc_id, instance.c.file
+    for some in _parts(orthanc_ids):
+        rows = connection.execute(sa.select(*columns).where(instance.c.study_orthanc_id.in_(some)))
+        found |= {row[0]: (row[1], row[2]) for row in rows}
+    return found
+
+
+def uids(connection: Connection, orthanc_ids: Collection[str]) -> list[str]:
+    """The Study Instance UIDs of these studies, as far as they are known."""
+    found: set[str] = set()
+    for some in _parts(orthanc_ids):
+        found.update(connection.execute(sa.select(study.c.study_uid).where(study.c.orthanc_id.in_(some))).scalars())
+    return sorted(found)
+
+
+# --- what still waits ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """How many studies are marked, since when the oldest waits (0 for none), and how many fail again and again."""
+
+    studies: int
+    since: int
+    failing: int
+
+
+def waiting(connection: Connection) -> Waiting:
+    """What is marked now."""
+    failing = sa.func.sum(sa.case((dirty_study.c.attempts >= HOPELESS, 1), else_=0))
+    row = connection.execute(sa.select(sa.func.count(), sa.func.min(dirty_study.c.since), failing)).one()
+    return Waiting(row[0], row[1] or 0, row[2] or 0)
+
+
+def unsettled(connection: Connection, since: int) -> int:
+    """How many studies marked up to a moment have not been looked at, those that fail again and again left out."""
+    own = sa.and_(dirty_study.c.since <= since, dirty_study.c.attempts < HOPELESS)
+    return connection.execute(sa.select(sa.func.count()).select_from(dirty_study).where(own)).scalar_one()
+
+
+# --- the position ----------------------------------------------------------------------------------------------
+
+
+def led(connection: Connection) -> bool:
+    """Whether somebody compares at present."""
+    until = connection.execute(sa.select(lease.c.until).where(lease.c.name == SWEEP)).scalar()
+    return until is not None and until > now()
+
+
+def release(connection: Connection, owner: str) -> None:
+    """Let somebody else compare at once."""
+    own = sa.and_(lease.c.name == SWEEP, lease.c.owner == owner)
+    connection.execute(lease.update().where(own).values(until=0))
+
+
+def note(connection: Connection, **facts: object) -> None:
+    """Add facts to what is known of the last comparison."""
+    # Two writers must not lose each other's facts.
+    first = insert(connection, cursor).values(name=SWEEP, value=0, epoch="", detail={})
+    connection.execute(first.on_conflict_do_nothing())
+    connection.execute(sa.select(cursor.c.name).where(cursor.c.name == SWEEP).with_for_update())
+    before = position(connection, SWEEP)
+    move(connection, SWEEP, Position(before.value, before.epoch, {**(before.detail or {}), **facts}))
+
+
+def _parts(orthanc_ids: Iterable[str]) -> Iterable[list[str]]:
+    # In one order, so that two transactions do not wait for each other.
+    rest = iter(sorted(orthanc_ids))
+    while some := list(islice(rest, AT_ONCE)):
+        yield some
