@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Literal
 from urllib.parse import parse_qsl
+
+from msgspec import Struct, field
 
 Context = Literal["patient", "user", "system"]
 VERBS = "cruds"
@@ -27,8 +28,7 @@ READING = frozenset("rs")
 Value = tuple[str, str]
 
 
-@dataclass(frozen=True, slots=True)
-class Scope:
+class Scope(Struct, frozen=True):
     """One SMART v2 resource scope; `criteria` are its granular search parameters, AND-ed."""
 
     context: Context
@@ -64,8 +64,7 @@ def parse_scopes(text: str) -> tuple[tuple[Scope, ...], frozenset[str]]:
     return scopes, frozenset(word for word, scope in parsed if scope is None)
 
 
-@dataclass(frozen=True, slots=True)
-class Access:
+class Access(Struct, frozen=True, cache_hash=True):
     """One caller and what its grant allows. `studies` binds the grant to Study Instance UIDs; None binds to none."""
 
     client_id: str
@@ -82,16 +81,14 @@ SYSTEM = Access(client_id="isocenter", scopes=(Scope("system", "*", frozenset(VE
 """The server itself, for the work no caller asked for."""
 
 
-@dataclass(frozen=True, slots=True)
-class Action:
+class Action(Struct, frozen=True):
     """A SMART verb (c, r, u, d, s) on a resource type. Pixels count as their ImagingStudy."""
 
     verb: str
     resource_type: str
 
 
-@dataclass(frozen=True, slots=True)
-class Facts:
+class Facts(Struct, frozen=True):
     """What the decision may know of its object. `patient_id` is None outside the patient compartment."""
 
     resource_id: str | None = None

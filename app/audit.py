@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol
+
+from msgspec import Struct, field
+from msgspec.structs import replace
 
 Outcome = Literal["allowed", "denied", "failed"]
 Door = Literal["fhir", "dicomweb", "smart", "viewer", "dicom", "workflow"]
 
 
-@dataclass(frozen=True, slots=True)
-class Record:
+class Record(Struct, frozen=True):
     """One audited act. Identifiers only: no names, no tokens, no search values."""
 
     door: Door

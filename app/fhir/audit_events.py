@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from functools import partial
+from functools import lru_cache, partial
 from urllib.parse import urlencode
 
 from sqlalchemy.engine import Connection
@@ -20,7 +20,7 @@ from app.fhir.calls import Call, Reply
 from app.fhir.conditions import refusal
 from app.fhir.mapping import audit_event as mapping
 from app.fhir.mapping.audit_event import Choice, Kind
-from app.fhir.registry import Offer, offer
+from app.fhir.registry import Offer, offer, offers
 from app.fhir.search import FORMATS, Search
 from app.store import audit_search as trail
 from app.store.audit_search import Row, Where
@@ -40,7 +40,16 @@ _SECRET = frozenset({"string"})
 
 def asked(kind: Offer | None, criteria: Iterable[tuple[str, str]]) -> str:
     """A search as the trail may keep it: every word, and every value but those that may hold a name."""
+    asked = (kind.resource_type if kind else "", tuple(criteria))
+    return _remembered(*asked) if search.is_memorable(asked[1]) else _kept(*asked)
+
+
+def _kept(resource_type: str, criteria: tuple[tuple[str, str], ...]) -> str:
+    kind = offers().get(resource_type)
     return urlencode([(word, value if _is_plain(kind, word) else "") for word, value in criteria])
+
+
+_remembered = lru_cache(maxsize=512)(_kept)
 
 
 def _is_plain(kind: Offer | None, word: str) -> bool:
@@ -106,7 +115,7 @@ def _answered(call: Call, connection: Connection, wanted: Search, plan: tuple[Wh
 
 def _entries(call: Call, wanted: Search, page: Sequence[Row]) -> Iterator[bytes]:
     found = [_stored(call, row) for row in page]
-    shown = [(stored, shaping.cut(stored.body, call.offer, wanted.shape)) for stored in found]
+    shown = [(TYPE, one.resource_id, shaping.cut(one.body, call.offer, wanted.shape)) for one in found]
     yield from bundle.entries(call.door.base, shown, "match")
     if wanted.ignored:
         yield bundle.remark(outcome.outcome(wanted.ignored, call.request_id))

@@ -18,12 +18,13 @@ from cryptography.hazmat.primitives.ciphers.aead import AESSIV
 from app.access import Access
 from app.fhir.conditions import refusal
 from app.store.query import Place
-from app.store.resources import Stored
 
 PAGE = "_page"
 """The parameter of a `next` link that says where its page begins."""
 
 Applied = Sequence[tuple[str, str]]
+Shown = tuple[str, str, bytes]
+"""(type, id, as much of the resource as is shown)"""
 Bound = tuple[str, Applied, Access]
 """What a page belongs to: an address, its parameters, a caller."""
 
@@ -37,18 +38,18 @@ def joined(kind: str, entries: Iterable[bytes], links: Sequence[tuple[str, str]]
     return b"".join((*parts, b',"entry":[', inner, b"]}") if inner else (*parts, b"}"))
 
 
-def entries(base: str, found: Iterable[tuple[Stored, bytes]], mode: str) -> list[bytes]:
-    """Each resource with as much of it as is shown."""
+def entries(base: str, found: Iterable[Shown], mode: str) -> list[bytes]:
+    """Each resource as an entry."""
     # No character of a type or an id needs an escape, nor does one of our address.
     start, end = b'{"fullUrl":"%b/' % base.encode(), b',"search":{"mode":"%b"}}' % mode.encode()
     heads: dict[str, bytes] = {}
-    joined: list[bytes] = []
-    for stored, body in found:
-        head = heads.get(stored.resource_type)
+    parts: list[bytes] = []
+    for resource_type, resource_id, body in found:
+        head = heads.get(resource_type)
         if head is None:
-            head = heads[stored.resource_type] = start + stored.resource_type.encode() + b"/"
-        joined.append(b"".join((head, stored.resource_id.encode(), b'","resource":', body, end)))
-    return joined
+            head = heads[resource_type] = start + resource_type.encode() + b"/"
+        parts.append(b'%b%b","resource":%b%b' % (head, resource_id.encode(), body, end))
+    return parts
 
 
 def remark(outcome: dict[str, Any]) -> bytes:

@@ -7,11 +7,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from msgspec import Struct
 from sqlalchemy.engine import Connection
 from starlette.requests import Request
 
 from app.access import Access, Action, Facts, permits
-from app.audit import Outcome, Record, of
+from app.audit import Outcome, Record
 from app.errors import Forbidden
 from app.fhir.registry import Offer, offer
 from app.fhir.resources import Draft
@@ -55,9 +56,12 @@ class Door:
         return self.settings.fhir_base
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Call:
-    """One interaction; `about` gathers what its audit record will tell, `headers` have lower-case names."""
+    """One interaction; `about` gathers what its audit record will tell, `headers` have lower-case names.
+
+    Nobody changes one; but to freeze it would cost as much as reading a row, for every request.
+    """
 
     door: Door
     access: Access
@@ -97,8 +101,20 @@ class Call:
 
     def record(self, outcome: Outcome) -> Record:
         """What the audit trail keeps of this call."""
-        about: dict[str, Any] = {"target": self.target, "request_id": self.request_id, **self.about}
-        return of(self.access, Record(door="fhir", action=self.interaction, outcome=outcome, **about))
+        caller, about = self.access, self.about
+        return Record(
+            "fhir",
+            self.interaction,
+            outcome,
+            caller.client_id,
+            caller.grant_id,
+            caller.fhir_user,
+            about.get("patient_id"),
+            about.get("study_uid"),
+            about.get("target") or self.target,
+            self.request_id,
+            about.get("detail") or {},
+        )
 
     def tell(self, facts: Facts) -> None:
         """Let the audit record name the patient and the study."""
@@ -106,10 +122,9 @@ class Call:
         self.about["study_uid"] = min(facts.study_uids, default=None)
 
 
-@dataclass(frozen=True, slots=True)
-class Reply:
+class Reply(Struct, frozen=True):
     """The answer before it is put into HTTP or into a Bundle entry; `body` is JSON, or nothing."""
 
     status: int
     body: bytes = b""
-    headers: Mapping[str, str] = field(default_factory=dict[str, str])
+    headers: Mapping[str, str] = {}

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import replace
 from functools import cache
 from typing import Any, TypedDict
 
 import msgspec
+from msgspec.structs import replace
 
 from app.access import READING, SHARED_TYPES, Access, Action, Scope, bounds, decide, permits
 from app.errors import BadRequest, Forbidden

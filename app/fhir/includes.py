@@ -14,7 +14,7 @@ from app.fhir import granted
 from app.fhir.registry import offers
 from app.fhir.search import Include, Search
 from app.store import resources as rows
-from app.store.resources import Stored
+from app.store.resources import Found, Stored
 
 MAX_INCLUDED = 1000
 SECONDS = 30
@@ -36,7 +36,7 @@ class Included:
             raise Unavailable("this takes too long to find: ask for fewer includes")
 
 
-def included(connection: Connection, access: Access, search: Search, matches: Sequence[Stored]) -> Included:
+def included(connection: Connection, access: Access, search: Search, matches: Sequence[Found | Stored]) -> Included:
     """What the matches lead to, none that is a match and none that the caller may not read.
 
     Those that iterate also follow what was added, until there is nothing new.
@@ -45,21 +45,23 @@ def included(connection: Connection, access: Access, search: Search, matches: Se
     if not search.include and not search.revinclude:
         return found
     seen = {_pair(stored) for stored in matches}
-    reached, forward, reverse = matches, search.include, search.revinclude
+    reached: Sequence[Found | Stored] = matches
+    forward, reverse = search.include, search.revinclude
     while reached and (forward or reverse) and not found.is_cut:
         wanted = _followed(connection, forward, reached, found) | _leading(connection, reverse, reached, found)
-        reached = _readable(connection, access, wanted - seen)
+        added = _readable(connection, access, wanted - seen)
         seen |= wanted
         room = MAX_INCLUDED - len(found.stored)
-        found.is_cut |= len(reached) > room
-        found.stored += reached[:room]
+        found.is_cut |= len(added) > room
+        found.stored += added[:room]
+        reached = added
         forward = tuple(one for one in search.include if one.iterate)
         reverse = tuple(one for one in search.revinclude if one.iterate)
     return found
 
 
 def _followed(
-    connection: Connection, includes: Iterable[Include], reached: Sequence[Stored], found: Included
+    connection: Connection, includes: Iterable[Include], reached: Sequence[Found | Stored], found: Included
 ) -> set[Pair]:
     """What these resources point to."""
     pairs: set[Pair] = set()
@@ -74,7 +76,7 @@ def _followed(
 
 
 def _leading(
-    connection: Connection, includes: Iterable[Include], reached: Sequence[Stored], found: Included
+    connection: Connection, includes: Iterable[Include], reached: Sequence[Found | Stored], found: Included
 ) -> set[Pair]:
     """What points to these resources."""
     pairs: set[Pair] = set()
@@ -98,5 +100,5 @@ def _readable(connection: Connection, access: Access, pairs: set[Pair]) -> list[
     ]
 
 
-def _pair(stored: Stored) -> Pair:
+def _pair(stored: Found | Stored) -> Pair:
     return stored.resource_type, stored.resource_id

@@ -136,8 +136,8 @@ class Interface:
         try:
             return authenticate(Request(scope))
         except Unauthenticated:
-            told = Record("fhir", route.interaction, "denied", target=route.resource_type, request_id=_id(scope))
-            self.door.audit(replace(told, detail=_address(scope)))
+            where: dict[str, Any] = {"target": route.resource_type, "request_id": _id(scope)}
+            self.door.audit(Record("fhir", route.interaction, "denied", **where, detail=_address(scope)))
             raise
 
     async def _got(self, scope: Scope, route: Route, made: Callable[[Access], Call]) -> Reply:

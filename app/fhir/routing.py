@@ -6,9 +6,9 @@ https://hl7.org/fhir/R4/http.html
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from functools import lru_cache
 
+from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from app.errors import NotSupported
@@ -47,8 +47,7 @@ ADDRESSES: tuple[tuple[tuple[str, ...], Mapping[str, str]], ...] = (
 """Every address below the base, and what each method does there."""
 
 
-@dataclass(frozen=True, slots=True)
-class Route:
+class Route(Struct, frozen=True):
     """What an address and a method mean."""
 
     interaction: str

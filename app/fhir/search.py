@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from typing import Any
 
+from msgspec import structs
+
 from app.errors import BadRequest, Issue
 from app.fhir import shaping
 from app.fhir.conditions import KINDS, refusal, targets
@@ -87,11 +89,20 @@ def parse(offer: Offer, criteria: Criteria, base: str = "", *, lenient: bool = F
 def together(kinds: Kinds, criteria: Criteria, site: Site, *, lenient: bool = False) -> tuple[Search, ...]:
     """One search of several types, each with its own query: every type must understand every word."""
     asked = (tuple(kinds), tuple(criteria), site, lenient)
-    # Most searches are asked again and again, word for word. Long lists of values are not worth their memory, and
-    # what is approximately a date depends on the day.
-    is_kept = sum(len(word) + len(value) for word, value in criteria) <= REMEMBERED
-    is_kept = is_kept and not any("ap" in value for _, value in criteria)
-    return _remembered(*asked) if is_kept else _read(*asked)
+    return _remembered(*asked) if is_memorable(criteria) else _read(*asked)
+
+
+def is_memorable(criteria: Criteria) -> bool:
+    """Whether a search is worth being read once, for most are asked again and again, word for word.
+
+    Long lists of values are not worth their memory, and what is approximately a date depends on the day.
+    """
+    length = 0
+    for word, value in criteria:
+        if "ap" in value:
+            return False
+        length += len(word) + len(value)
+    return length <= REMEMBERED
 
 
 def _read(
@@ -142,7 +153,7 @@ def _search(number: int, kind: Offer, parts: Sequence[_Part], ignored: tuple[Iss
     clauses = tuple(part.clauses[number] for part in parts if part.clauses)
     query = Query(kind.resource_type, clauses, natural=kind.sort)
     return Search(
-        query=replace(query, order=orders[number]) if orders else query,
+        query=structs.replace(query, order=orders[number]) if orders else query,
         applied=tuple((part.word, part.value) for part in parts),
         count=set_by.get("_count", DEFAULT_COUNT),
         include=include,

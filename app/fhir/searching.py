@@ -5,10 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
+from functools import lru_cache, partial
 
+from msgspec import structs
 from sqlalchemy.engine import Connection
 
+from app.access import Access
 from app.errors import Forbidden, Issue, NotSupported
 from app.fhir import audit_events, bundle, granted, includes, outcome, search, shaping
 from app.fhir.calls import Call, Reply
@@ -19,7 +21,7 @@ from app.fhir.shaping import Shape
 from app.fhir.site import Site, here
 from app.store import resources as rows
 from app.store.query import Clause, Condition, Ids, Key, Place, Query, Target
-from app.store.resources import Hit, Stored
+from app.store.resources import Found, Stored
 
 KEPT_ELSEWHERE: Mapping[str, Callable[[Call, Connection], Reply]] = {"audit": audit_events.searched}
 """How a type is searched whose rows are not with the resources: `Offer.kept` says where they are."""
@@ -32,11 +34,12 @@ _LENIENT = re.compile(r"(?:^|[,;])\s*handling\s*=\s*\"?lenient\b")
 class _Asked:
     """A search as it will be run: `queries` find only what the caller may find, `search` says how that is shown."""
 
-    path: str
     search: Search
     queries: tuple[Query, ...]
-    extra: tuple[tuple[str, str], ...] = ()
-    """Parameters of the links that the search itself does not know."""
+    first: str
+    """The address of its first page."""
+    bound: bundle.Bound
+    """What a later page is sealed for."""
 
 
 def search_type(call: Call, connection: Connection) -> Reply:
@@ -45,10 +48,23 @@ def search_type(call: Call, connection: Connection) -> Reply:
     elsewhere = KEPT_ELSEWHERE.get(call.offer.kept)
     if elsewhere is not None:
         return elsewhere(call, connection)
-    wanted = search.parse(call.offer, _criteria(call), call.door.base, lenient=_is_lenient(call))
-    query = granted.confine(wanted.query, call.offer, call.access)
-    call.about["patient_id"] = call.access.patient_id or granted.patient_of(wanted.query)
-    return _answered(call, connection, _Asked(call.resource_type, wanted, (query,)))
+    criteria = _criteria(call)
+    understood = _remembered if search.is_memorable(criteria) else _understood
+    asked = understood(call.resource_type, criteria, call.door.base, call.access, _is_lenient(call))
+    call.about["patient_id"] = call.access.patient_id or granted.patient_of(asked.search.query)
+    return _answered(call, connection, asked)
+
+
+def _understood(
+    resource_type: str, criteria: tuple[tuple[str, str], ...], base: str, access: Access, is_lenient: bool
+) -> _Asked:
+    """A search of one type as this caller may run it: nothing of it depends on the moment."""
+    kind = offers()[resource_type]
+    wanted = search.parse(kind, criteria, base, lenient=is_lenient)
+    return _made((base, resource_type), wanted, (granted.confine(wanted.query, kind, access),), access)
+
+
+_remembered = lru_cache(maxsize=512)(_understood)
 
 
 def search_system(call: Call, connection: Connection) -> Reply:
@@ -76,7 +92,7 @@ def search_compartment(call: Call, connection: Connection) -> Reply:
         granted.require_patient(call.access, [one.resource_type for one in kinds], identity)
         call.about["patient_id"] = identity
     asked = _together(call, f"{kind}/{identity}/{wanted}", kinds, named)
-    inside = (replace(query, clauses=(_inside(call, query), *query.clauses)) for query in asked.queries)
+    inside = (structs.replace(query, clauses=(_inside(call, query), *query.clauses)) for query in asked.queries)
     return _answered(call, connection, replace(asked, queries=tuple(inside)))
 
 
@@ -91,13 +107,22 @@ def _together(call: Call, path: str, kinds: Sequence[Offer], named: Sequence[str
         is_sorted = any(name == "_sort" for name, _ in found[0].applied)
         if is_sorted and any(len(query.order) != 1 or query.order[0].by != "updated" for query in queries):
             raise refusal("several types together can be sorted by _lastUpdated alone", "_sort")
-        queries = queries if is_sorted else [replace(query, order=_UPDATED) for query in queries]
-    extra = ((TYPES, ",".join(named)),) if named else ()
-    return _Asked(path, found[0], tuple(queries), extra)
+        queries = queries if is_sorted else [structs.replace(query, order=_UPDATED) for query in queries]
+    return _made((call.door.base, path), found[0], tuple(queries), call.access, ",".join(named))
 
 
-def _criteria(call: Call) -> list[tuple[str, str]]:
-    return [(name, value) for name, value in call.criteria if name != bundle.PAGE]
+def _made(
+    at: tuple[str, str], wanted: Search, queries: tuple[Query, ...], access: Access, types: str = ""
+) -> _Asked:
+    """The search at (base, path); `types` are those that its links name."""
+    base, path = at
+    applied = (*(((TYPES, types),) if types else ()), *wanted.applied)
+    sealed = tuple([pair for pair in applied if pair[0] not in FORMATS])
+    return _Asked(wanted, queries, bundle.address(base, path, applied), (path, sealed, access))
+
+
+def _criteria(call: Call) -> tuple[tuple[str, str], ...]:
+    return tuple([pair for pair in call.criteria if pair[0] != bundle.PAGE])
 
 
 def _types(call: Call) -> tuple[str, ...]:
@@ -146,19 +171,16 @@ def _is_lenient(call: Call) -> bool:
 
 
 def _answered(call: Call, connection: Connection, asked: _Asked) -> Reply:
-    wanted = asked.search
-    applied = (*asked.extra, *wanted.applied)
-    bound = (asked.path, [pair for pair in applied if pair[0] not in FORMATS], call.access)
-    after = _place(call, bound)
+    wanted, first = asked.search, asked.first
+    after = _place(call, asked.bound)
     hits = [] if wanted.counts_only else _hits(connection, asked.queries, wanted.count + 1, after)
     page, more = hits[: wanted.count], len(hits) > wanted.count
-    added = includes.included(connection, call.access, wanted, [hit.stored for hit in page])
+    added = includes.included(connection, call.access, wanted, page)
     total = _total(connection, asked, None if more or after is not None or wanted.counts_only else len(page))
-    first = bundle.address(call.door.base, asked.path, applied)
     tokens = [value for name, value in call.criteria if name == bundle.PAGE]
     links = [("self", bundle.further(first, bundle.PAGE, tokens[0]) if tokens else first)]
     if more:
-        following = bundle.seal(call.door.key, bound, page[-1].place)
+        following = bundle.seal(call.door.key, asked.bound, page[-1].place)
         links += [("first", first), ("next", bundle.further(first, bundle.PAGE, following))]
     entries = [*_entries(call, wanted, page, added), *_remarks(call, wanted, added)]
     return Reply(200, bundle.joined("searchset", entries, links, total))
@@ -171,11 +193,11 @@ def _place(call: Call, bound: bundle.Bound) -> Place | None:
     return bundle.unseal(call.door.key, bound, given[0]) if given else None
 
 
-def _hits(connection: Connection, queries: Sequence[Query], limit: int, after: Place | None) -> list[Hit]:
+def _hits(connection: Connection, queries: Sequence[Query], limit: int, after: Place | None) -> list[Found]:
     """One query's page, or the pages of several in one order."""
     if len(queries) == 1:
-        return rows.search(connection, queries[0], limit=limit, after=after)
-    found = [hit for query in queries for hit in rows.search(connection, query, limit=limit, after=after)]
+        return rows.found(connection, queries[0], limit=limit, after=after)
+    found = [hit for query in queries for hit in rows.found(connection, query, limit=limit, after=after)]
     return sorted(found, key=lambda hit: hit.place, reverse=queries[0].order[0].descending)[:limit]
 
 
@@ -190,23 +212,23 @@ def _total(connection: Connection, asked: _Asked, known: int | None) -> int | No
     return None
 
 
-def _entries(call: Call, wanted: Search, page: Sequence[Hit], added: includes.Included) -> list[bytes]:
+def _entries(call: Call, wanted: Search, page: Sequence[Found], added: includes.Included) -> list[bytes]:
     shown = _whole if wanted.shape.is_whole else partial(_in_part, wanted.shape)
-    matches = shown([hit.stored for hit in page], is_match=True)
     return [
-        *bundle.entries(call.door.base, matches, "match"),
+        *bundle.entries(call.door.base, shown(page, is_match=True), "match"),
         *bundle.entries(call.door.base, shown(added.stored, is_match=False), "include"),
     ]
 
 
-def _whole(found: Sequence[Stored], *, is_match: bool) -> Iterable[tuple[Stored, bytes]]:  # noqa: ARG001 - as _in_part
-    return [(stored, stored.body) for stored in found]
+def _whole(found: Sequence[Found | Stored], *, is_match: bool) -> Iterable[bundle.Shown]:  # noqa: ARG001 - as _in_part
+    return [(one.resource_type, one.resource_id, one.body) for one in found]
 
 
-def _in_part(shape: Shape, found: Sequence[Stored], *, is_match: bool) -> Iterable[tuple[Stored, bytes]]:
+def _in_part(shape: Shape, found: Sequence[Found | Stored], *, is_match: bool) -> Iterable[bundle.Shown]:
     known = offers()
-    for stored in found:
-        yield stored, shaping.cut(stored.body, known[stored.resource_type], shape, is_match=is_match)
+    for one in found:
+        body = shaping.cut(one.body, known[one.resource_type], shape, is_match=is_match)
+        yield one.resource_type, one.resource_id, body
 
 
 def _remarks(call: Call, wanted: Search, added: includes.Included) -> Iterator[bytes]:

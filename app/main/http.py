@@ -33,6 +33,8 @@ class RequestId:
     def __init__(self, app: ASGIApp) -> None:
         """`app` is what comes after."""
         self.app = app
+        # Bound once: the lazy logger would be put together anew for each line.
+        self.log = log.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -52,7 +54,7 @@ class RequestId:
             response = await _translate(Request(scope, receive), error)
             await response(scope, receive, reply.send)
         finally:
-            log.info(
+            self.log.info(
                 "request",
                 method=scope["method"],
                 route=_route(scope),

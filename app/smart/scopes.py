@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from urllib.parse import parse_qsl, quote
+
+from msgspec.structs import replace
 
 from app.access import VERBS, Scope, parse_scope, parse_scopes
 from app.smart.facts import facts

@@ -17,7 +17,9 @@ from app.smart import opaque
 from app.smart.facts import limits
 from app.smart.users import User
 from app.store import grants
-from app.store.database import Store, now
+from app.store.database import Store, now, seen
+
+_BEARER = "bearer"
 
 
 def bearer(request: Request) -> str:
@@ -43,9 +45,17 @@ def authenticate(store: Store) -> Callable[[str], Access]:
 
 
 def find(connection: Connection, token: str) -> Access:
-    """The access of the grant behind an access token, asked anew each time: a revocation counts at once."""
-    row = grants.bearer(connection, opaque.digest(token), now())
+    """The access of the grant behind an access token; a revocation counts at once.
+
+    It is looked up again as soon as anything was written since, and its end is always looked at.
+    """
+    at, known = now(), seen(connection)
+    row: grants.Bearer | None = known.get((_BEARER, token))
     if row is None:
+        row = grants.bearer(connection, opaque.digest(token), at)
+        if row is not None:
+            known[_BEARER, token] = row
+    if row is None or row[-1] <= at:
         raise Unauthenticated("the access token is unknown, expired or revoked")
     return _access(row)
 
@@ -53,7 +63,7 @@ def find(connection: Connection, token: str) -> Access:
 @lru_cache(maxsize=4096)
 def _access(row: grants.Bearer) -> Access:
     """Equal rows mean the same access; only reading the scopes is spared, never the look-up."""
-    grant_id, client_id, user_id, fhir_user, patient_id, studies, scope = row
+    grant_id, client_id, user_id, fhir_user, patient_id, studies, scope, _ = row
     scopes, words = _parsed(scope)
     allowed: list[str] | None = json.loads(studies) if studies else None
     bound = None if allowed is None else frozenset(allowed)

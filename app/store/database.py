@@ -56,6 +56,7 @@ STEPS = 20_000
 TOO_LONG = "this takes too long to find: ask for less"
 WRITERS = 8
 """Threads for work that is submitted on PostgreSQL."""
+_SEEN = "isocenter seen"
 
 
 def now() -> int:
@@ -114,6 +115,7 @@ class Store:
         except IndexError:
             connection = self.engine.connect()
             connection.exec_driver_sql("PRAGMA query_only=ON")
+            connection.info[_SEEN] = (-1, {})
             return connection
 
     def give_back(self, connection: Connection) -> None:
@@ -369,6 +371,21 @@ def limited(connection: Connection, seconds: float) -> Generator[None]:
     finally:
         if is_sqlite(connection):
             driver.set_progress_handler(None, 0)
+
+
+def seen(connection: Connection) -> dict[Any, Any]:
+    """What was read on this connection and still holds: an empty dict as soon as anything was committed.
+
+    SQLite tells whether another connection has changed the database; one that only reads may so keep what each request
+    asks for. On PostgreSQL, and on a connection that writes, nothing is kept.
+    """
+    kept: tuple[int, dict[Any, Any]] | None = connection.info.get(_SEEN)
+    if kept is None:
+        return {}
+    (version,) = run(connection, "PRAGMA data_version").fetchone()
+    if version != kept[0]:
+        kept = connection.info[_SEEN] = (version, {})
+    return kept[1]
 
 
 def is_sqlite(connection: Connection) -> bool:

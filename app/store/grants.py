@@ -193,13 +193,14 @@ def bearer(connection: Connection, digest: str, at: int) -> Bearer | None:
     return row
 
 
-Bearer = tuple[str, str, str | None, str | None, str | None, str | None, str]
-"""(grant, client, user, fhirUser, patient, studies as JSON, scopes)"""
+Bearer = tuple[str, str, str | None, str | None, str | None, str | None, str, int]
+"""(grant, client, user, fhirUser, patient, studies as JSON, scopes, when the first of token and grant ends)"""
 
 # One statement, one round trip; it keeps the rules of `living_token`, and a test holds the two together.
 _BEARER_SQLITE = """
 SELECT g.id, g.client_id, g.user_id, g.fhir_user, g.patient_id, CAST(g.studies AS TEXT),
-       CASE t.scope WHEN '' THEN g.scope ELSE t.scope END
+       CASE t.scope WHEN '' THEN g.scope ELSE t.scope END,
+       CASE WHEN t.expires < g.expires THEN t.expires ELSE g.expires END
 FROM accesstoken t JOIN accessgrant g ON g.id = t.grant_id JOIN client c ON c.id = g.client_id
 WHERE t.hash = ? AND t.kind = 'access' AND t.expires > ? AND g.expires > ? AND g.revoked IS NULL AND NOT c.disabled
 """

@@ -17,6 +17,7 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 from operator import sub
 from typing import Any, NamedTuple
+from weakref import WeakKeyDictionary
 
 from app.store import shapes
 from app.store.query import (
@@ -134,13 +135,32 @@ class _Branch:
 
 def page(query: Query, limit: int, after: Place | None, engine: Engine) -> Sql:
     """The keys of the order and the numbers of at most `limit` resources, in order."""
-    values: list[Any] = [limit]
-    return _filled(_paged, query, values, engine, shapes.place(after, values))
+    if after is not None:
+        values: list[Any] = [limit]
+        return _filled(_paged, query, values, engine, shapes.place(after, values))
+    kept = _first_pages.get(query)
+    if kept is None:
+        kept = _first_pages[query] = _FirstPages(tuple(dict.fromkeys(shapes.dated(shapes.shape(query, [])))), {})
+    state = (limit, engine.sqlite, tuple([engine.has_apart(number) for number in kept.dated]))
+    found = kept.made.get(state)
+    if found is None:
+        found = kept.made[state] = _filled(_paged, query, [limit], engine, None)
+    return found
 
 
 def count(query: Query, engine: Engine) -> Sql:
     """How many resources there are."""
     return _filled(_counted, query, [0], engine, None)
+
+
+class _FirstPages(NamedTuple):
+    """The SQL of a query's first page, by what it depends on: who keeps a query asks it again from its beginning."""
+
+    dated: tuple[int, ...]
+    made: dict[tuple[int, bool, tuple[bool, ...]], Sql]
+
+
+_first_pages: WeakKeyDictionary[Query, _FirstPages] = WeakKeyDictionary()
 
 
 # --- one text for all queries of a shape -----------------------------------------------------------------------

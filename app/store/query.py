@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
+from msgspec import Struct
+
 Kind = Literal["token", "reference", "date", "string", "number"]
 
 _KEY_BYTES = 800
@@ -38,22 +40,19 @@ class Index:
     sort: int = UNDATED
 
 
-@dataclass(frozen=True, slots=True)
-class Ids:
+class Ids(Struct, frozen=True, cache_hash=True):
     """The resource is one of these."""
 
     values: frozenset[str]
 
 
-@dataclass(frozen=True, slots=True)
-class Owner:
+class Owner(Struct, frozen=True, cache_hash=True):
     """The resource is in this patient's compartment."""
 
     patient_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Token:
+class Token(Struct, frozen=True, cache_hash=True):
     """A code, an identifier or a URI; a system of None means any ("" none), a value of None any of the system."""
 
     param: str
@@ -61,16 +60,14 @@ class Token:
     value: str | None
 
 
-@dataclass(frozen=True, slots=True)
-class Below:
+class Below(Struct, frozen=True, cache_hash=True):
     """A URI that is this one or lies below it."""
 
     param: str
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Target:
+class Target(Struct, frozen=True, cache_hash=True):
     """A reference; a type of None means any."""
 
     param: str
@@ -78,8 +75,7 @@ class Target:
     target_id: str
 
 
-@dataclass(frozen=True, slots=True)
-class Date:
+class Date(Struct, frozen=True, cache_hash=True):
     """A date compared with the interval [lo, hi) by one of the prefixes of FHIR; `_lastUpdated` is a column."""
 
     param: str
@@ -88,8 +84,7 @@ class Date:
     hi: int
 
 
-@dataclass(frozen=True, slots=True)
-class Number:
+class Number(Struct, frozen=True, cache_hash=True):
     """A number or quantity compared with the interval [lo, hi) that the search value's precision implies.
 
     A system or code of None means any; `exact` is the value itself, which gt, lt, ge and le compare with.
@@ -104,8 +99,7 @@ class Number:
     code: str | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Text:
+class Text(Struct, frozen=True, cache_hash=True):
     """A string: its beginning or a part of it (folded), or the whole as written."""
 
     param: str
@@ -113,24 +107,21 @@ class Text:
     value: str
 
 
-@dataclass(frozen=True, slots=True)
-class Present:
+class Present(Struct, frozen=True, cache_hash=True):
     """The parameter has a value at all."""
 
     param: str
     kind: Kind
 
 
-@dataclass(frozen=True, slots=True)
-class Link:
+class Link(Struct, frozen=True, cache_hash=True):
     """A reference leads to something that the query finds: a chain."""
 
     param: str
     query: Query
 
 
-@dataclass(frozen=True, slots=True)
-class Referred:
+class Referred(Struct, frozen=True, cache_hash=True):
     """Something that the query finds leads here by its reference `param`: `_has`."""
 
     param: str
@@ -140,16 +131,14 @@ class Referred:
 Condition = Ids | Owner | Token | Below | Target | Date | Number | Text | Present | Link | Referred
 
 
-@dataclass(frozen=True, slots=True)
-class Clause:
+class Clause(Struct, frozen=True, cache_hash=True):
     """One condition or another; or none of them."""
 
     any_of: tuple[Condition, ...]
     negated: bool = False
 
 
-@dataclass(frozen=True, slots=True)
-class Key:
+class Key(Struct, frozen=True, cache_hash=True):
     """One key of an order: `sort` is the natural date, `updated` and `id` are columns, else a parameter's values.
 
     A resource without a value comes last, whichever way one sorts.
@@ -160,8 +149,7 @@ class Key:
     descending: bool = True
 
 
-@dataclass(frozen=True, slots=True)
-class Query:
+class Query(Struct, frozen=True, cache_hash=True, weakref=True):
     """A search: every clause holds, and all clauses of at least one allowance (an empty one restricts nothing).
 
     Ties of the order are broken by the row's number, in the direction of the last key. `natural` names the date

@@ -17,7 +17,7 @@ from sqlalchemy.engine import Connection
 
 from app.errors import Conflict
 from app.store import plan
-from app.store.database import insert, is_sqlite, run, run_many, together
+from app.store.database import insert, is_sqlite, run, run_many, seen, together
 from app.store.query import Index, Place, Query, cut, key
 from app.store.tables import cursor
 
@@ -28,6 +28,7 @@ _CHUNK_BYTES = 16 << 20
 _RUNS = (256, 32)
 """SQLite gets so many index rows in one statement."""
 _DIGEST = "search index"
+_APART = "apart"
 
 
 @dataclass(slots=True)
@@ -64,6 +65,19 @@ class Hit(NamedTuple):
     """What was found, and the place to go on from."""
 
     stored: Stored
+    place: Place
+
+
+class Found(NamedTuple):
+    """As much of a current version as a page of a search shows, and the place to go on from.
+
+    A page has up to a thousand: what nobody shows would cost more than finding them.
+    """
+
+    rid: int
+    resource_type: str
+    resource_id: str
+    body: bytes
     place: Place
 
 
@@ -506,16 +520,27 @@ def set_index_digest(connection: Connection, digest: str) -> None:
 
 def search(connection: Connection, query: Query, *, limit: int, after: Place | None = None) -> list[Hit]:
     """At most `limit` resources in order, beginning after a place."""
-    page = plan.page(query, limit, after, _engine(connection))
     width = len(query.order) + 1
+    return [Hit(_stored(row[width:]), row[:width]) for row in _page(connection, query, limit, after, _COLUMNS)]
+
+
+def found(connection: Connection, query: Query, *, limit: int, after: Place | None = None) -> list[Found]:
+    """The same, and no more of each than a page shows."""
+    last, kind = len(query.order), query.resource_type
+    rows = _page(connection, query, limit, after, "r.resource_id, r.body")
+    return [Found(row[last], kind, row[-2], row[-1], row[: last + 1]) for row in rows]
+
+
+def _page(connection: Connection, query: Query, limit: int, after: Place | None, columns: str) -> Iterable[Any]:
+    page = plan.page(query, limit, after, _engine(connection))
     # One statement, so that what is shown is what was found.
     if is_sqlite(connection):
         # Never sorted again, with the bodies: the page is read in its order, and each row looked up beside it.
-        sql = f"SELECT page.*, {_COLUMNS} FROM ({page.text}) page CROSS JOIN resource r WHERE r.rid = page.rid"
+        sql = f"SELECT page.*, {columns} FROM ({page.text}) page CROSS JOIN resource r WHERE r.rid = page.rid"
     else:
-        sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {_COLUMNS} FROM page
+        sql = f"""WITH page AS MATERIALIZED ({page.text}) SELECT page.*, {columns} FROM page
             JOIN resource r ON r.rid = page.rid {plan.ordering(query.order, "page.")}"""
-    return [Hit(_stored(row[width:]), row[:width]) for row in run(connection, sql, page.values)]
+    return run(connection, sql, page.values).fetchall()
 
 
 def _engine(connection: Connection) -> plan.Engine:
@@ -523,12 +548,13 @@ def _engine(connection: Connection) -> plan.Engine:
     if not is_sqlite(connection):
         return plan.Engine(False, lambda _: True)
     sql = "SELECT EXISTS (SELECT 1 FROM indexdate INDEXED BY ix_date_apart WHERE param = ? AND apart)"
-    known: dict[int, bool] = {}
+    known = seen(connection)
 
     def has_apart(number: int) -> bool:
-        if number not in known:
-            known[number] = bool(run(connection, sql, (number,)).fetchone()[0])
-        return known[number]
+        found = known.get((_APART, number))
+        if found is None:
+            found = known[_APART, number] = bool(run(connection, sql, (number,)).fetchone()[0])
+        return found
 
     return plan.Engine(True, has_apart)
 

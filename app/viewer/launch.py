@@ -7,13 +7,14 @@ import hashlib
 import hmac
 import secrets
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import urlencode
 
 import httpx
 from fastapi import Request, Response
 from fastapi.responses import RedirectResponse
+from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
 from app.audit import Record

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import orjson
 import pytest
+from msgspec.structs import replace
 
 from app.access import Access
 from app.errors import BadRequest
@@ -21,11 +20,11 @@ BASE = "https://pacs.example/fhir"
 
 def test_an_entry_has_the_stored_bytes() -> None:
     stored = Stored("Patient", "1", 1, 0, False, b'{"resourceType":"Patient",  "id":"1"}')
-    (entry,) = bundle.entries(BASE, [(stored, stored.body)], "match")
+    (entry,) = bundle.entries(BASE, [("Patient", "1", stored.body)], "match")
     assert stored.body in entry
     assert orjson.loads(entry)["fullUrl"] == f"{BASE}/Patient/1"
     assert orjson.loads(entry)["search"] == {"mode": "match"}
-    (part,) = bundle.entries(BASE, [(stored, b"{}")], "include")
+    (part,) = bundle.entries(BASE, [("Patient", "1", b"{}")], "include")
     assert orjson.loads(part)["resource"] == {}
 
 
