@@ -62,7 +62,7 @@ def _interpreters(header: Dataset) -> list[Json]:
 
 def _location(header: Dataset) -> Json | None:
     found = named.location(header)
-    return named.taken(found, "InstitutionalDepartmentName") if found else None
+    return named.taken(found, "InstitutionalDepartmentName, InstitutionName") if found else None
 
 
 def _procedures(header: Dataset) -> list[Json]:

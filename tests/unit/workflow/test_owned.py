@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from app.errors import Conflict
-from app.fhir.mapping import terms
+from app.fhir.mapping import named, terms
 from app.workflow import owned
 from tests.unit.workflow.conftest import Clinic
 
@@ -38,6 +38,23 @@ def test_what_a_client_added_stays_and_what_the_server_makes_is_new() -> None:
     earlier = STUDY | added | {"description": "old", "endpoint": [{"reference": "Endpoint/dicomweb"}]}
     assert owned.kept(STUDY, earlier) == STUDY | added
     assert owned.kept(STUDY, None) is STUDY
+
+
+def test_a_reference_that_the_server_filled_in_gives_way_to_a_clients_own() -> None:
+    filled = named.taken({"display": "Rita Reader"}, "NameOfPhysiciansReadingStudy")
+    place = named.taken({"display": "Radiology"}, "InstitutionName")
+    made = STUDY | {"interpreter": [filled], "location": place}
+    own: Json = {"interpreter": [{"reference": "Practitioner/1"}], "location": {"reference": "Location/1"}}
+    assert owned.kept(made, STUDY) == made
+    assert owned.kept(made, STUDY | own) == STUDY | own
+    assert owned.kept(made, STUDY | {"interpreter": [filled, *own["interpreter"]]}) == made | {
+        "interpreter": own["interpreter"]
+    }
+
+
+def test_what_the_images_say_no_more_does_not_stay_as_if_a_client_had_said_it() -> None:
+    gone = named.taken({"display": "Rita Reader"}, "NameOfPhysiciansReadingStudy")
+    assert owned.kept(STUDY, STUDY | {"interpreter": [gone], "location": gone}) == STUDY
 
 
 def test_of_the_notes_on_a_measurement_those_with_an_author_stay() -> None:

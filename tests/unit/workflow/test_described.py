@@ -1,0 +1,69 @@
+"""Which headers are read of a study: few, the same in whatever order its images arrived (app.workflow.described)."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+from pydicom.dataset import Dataset
+
+from app.dicom.archive import HeldInstance, HeldSeries, HeldStudy
+from app.workflow import described
+
+CT = "1.2.840.10008.5.1.4.1.1.2"
+SR = "1.2.840.10008.5.1.4.1.1.88.33"
+
+
+def study(counts: list[int], sop_class: str = CT) -> HeldStudy:
+    series = [
+        HeldSeries(f"series{number}", f"1.2.{number}", "CT", tuple(
+            HeldInstance(f"i{number}.{one}", f"1.2.{number}.{one}", sop_class, str(one)) for one in range(1, count + 1)
+        ))
+        for number, count in enumerate(counts, 1)
+    ]  # fmt: skip
+    return HeldStudy("study", "1.2", "P1", False, tuple(series), "digest")
+
+
+def read_of(held: HeldStudy) -> list[str]:
+    """The instances whose headers are read, in order."""
+    asked: list[str] = []
+
+    def read(instance: HeldInstance) -> Dataset:
+        asked.append(instance.sop_uid)
+        return Dataset()
+
+    described.facts(held, read)
+    return asked
+
+
+@pytest.mark.parametrize(
+    ("counts", "headers"),
+    [
+        ([600], ["1.2.1.1", "1.2.1.99"]),
+        ([1], ["1.2.1.1"]),
+        ([3, 1, 3], ["1.2.1.1", "1.2.1.3", "1.2.2.1", "1.2.3.1"]),
+        ([150, 150, 150, 150], ["1.2.1.1", "1.2.2.1", "1.2.3.1", "1.2.4.1"]),
+        ([2, 2, 2, 2, 2], ["1.2.1.1", "1.2.2.1", "1.2.3.1", "1.2.4.1", "1.2.5.1"]),
+    ],
+)
+def test_a_header_of_each_series_is_read_and_a_second_one_while_they_are_few(
+    counts: list[int], headers: list[str]
+) -> None:
+    assert read_of(study(counts)) == headers
+
+
+def test_reports_are_read_for_their_titles_up_to_a_limit() -> None:
+    assert len(read_of(study([20], SR))) == 20
+    assert len(read_of(study([500], SR))) == described.TITLES + 1
+
+
+def test_the_order_of_arrival_does_not_matter() -> None:
+    held = study([5, 40, 3], SR)
+    mixed = [
+        HeldSeries(
+            one.orthanc_id, one.uid, one.modality, tuple(random.Random(7).sample(one.instances, len(one.instances)))
+        )
+        for one in reversed(held.series)
+    ]
+    other = HeldStudy(held.orthanc_id, held.uid, held.patient_id, held.copied, tuple(mixed), held.digest)
+    assert sorted(read_of(other)) == sorted(read_of(held))
