@@ -255,6 +255,21 @@ def test_an_order_whose_images_have_two_study_uids_has_two_studies(both: Hospita
     assert both.reviews() == []
 
 
+@pytest.mark.case(18)
+def test_of_two_orders_that_one_acquisition_names_the_first_is_linked_and_the_other_stays_open(lite: Hospital) -> None:
+    first, second = lite.order(), lite.order()
+    items = []
+    for order in (first, second):
+        item = Dataset()
+        item.AccessionNumber = lite.item(order).AccessionNumber
+        items.append(item)
+    lite.send(lite.image(first, RequestAttributesSequence=items))
+    lite.settle()
+    assert [one["reference"] for one in lite.study(uid(first))["basedOn"]] == [f"ServiceRequest/{first['id']}"]
+    assert lite.study(uid(second))["status"] == "registered"
+    assert lite.item(second).StudyInstanceUID == uid(second)
+
+
 @pytest.mark.case(20)
 def test_images_that_come_after_their_step_was_completed_do_not_open_it_again(lite: Hospital) -> None:
     order = lite.order()
