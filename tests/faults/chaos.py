@@ -75,8 +75,8 @@ class Round:
     def told(self) -> str:
         """What a failure prints: enough to play the round again."""
         again = f"ISOCENTER_CHAOS_SEED={self.seed} ISOCENTER_CHAOS_ROUNDS=1 pytest tests/faults/test_sync_chaos.py"
-        lines = (f"seed {self.seed} on {self.engine}; again: {again}", *self.verdict.problems, *self.script)
-        return "\n  ".join(lines)
+        script = ", ".join(self.script)
+        return "\n  ".join((f"seed {self.seed} on {self.engine}; again: {again}", *self.verdict.problems, script))
 
 
 # --- the archive -------------------------------------------------------------------------------------------------
@@ -485,7 +485,7 @@ class Play:
     def _kill_amid(self, chance: random.Random) -> None:
         """kill -9 of the archive while a deed is under way; nobody knows how much of it was done."""
         name = _weighted(chance, {name: weight for name, (weight, _) in DEEDS.items()})
-        self.round.script.append(f"  amid {name}")
+        self.round.script.append(f"(amid {name})")
 
         def deed() -> None:
             with suppress(httpx.HTTPError):
