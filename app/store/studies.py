@@ -10,7 +10,7 @@ import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
 from app.access import Access
-from app.store.database import now, run_many, upsert
+from app.store.database import now, run, run_many, upsert
 from app.store.tables import instance, stow, study
 
 
@@ -40,6 +40,7 @@ class HeldInstance:
 
 COLUMNS = (study.c.orthanc_id, study.c.study_uid, study.c.imaging_study_id, study.c.patient_id)
 MEMBER = tuple(instance.c[name] for name in HeldInstance.__dataclass_fields__)
+MEMBERS = f"SELECT {', '.join(HeldInstance.__dataclass_fields__)} FROM instance WHERE study_orthanc_id = ?"  # noqa: S608 - our own names
 INSERT_MEMBER = (
     f"INSERT INTO instance ({', '.join(HeldInstance.__dataclass_fields__)})"  # noqa: S608 - our own names
     f" VALUES ({', '.join('?' for _ in HeldInstance.__dataclass_fields__)})"
@@ -72,8 +73,7 @@ def put(connection: Connection, held: HeldStudy, *, digest: str, complete: bool 
 def put_instances(connection: Connection, study_orthanc_id: str, held: Iterable[HeldInstance]) -> None:
     """Make these the study's instances, and no others; only rows that differ are written."""
     wanted = {one.orthanc_id: one for one in held}
-    own = instance.c.study_orthanc_id == study_orthanc_id
-    known = {row[0]: HeldInstance(*row) for row in connection.execute(sa.select(*MEMBER).where(own))}
+    known = {row[0]: HeldInstance(*row) for row in run(connection, MEMBERS, (study_orthanc_id,))}
     gone = [(one,) for one, row in known.items() if wanted.get(one) != row]
     if gone:
         run_many(connection, "DELETE FROM instance WHERE orthanc_id = ?", gone)
@@ -93,8 +93,9 @@ def modalities(connection: Connection, study_orthanc_id: str) -> frozenset[str]:
 
 def count_images(connection: Connection, study_orthanc_id: str, apart_from: frozenset[str]) -> int:
     """How many instances a study has in series of other modalities than these."""
-    own = sa.and_(instance.c.study_orthanc_id == study_orthanc_id, instance.c.modality.not_in(apart_from))
-    return connection.execute(sa.select(sa.func.count()).select_from(instance).where(own)).scalar_one()
+    statement = "SELECT modality, count(*) FROM instance WHERE study_orthanc_id = ? GROUP BY modality"
+    found = run(connection, statement, (study_orthanc_id,))
+    return sum(row[1] for row in found if row[0] not in apart_from)
 
 
 def of_imaging_study(connection: Connection, imaging_study_id: str) -> list[str]:

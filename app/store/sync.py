@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from app.store.database import insert, now, run_many, upsert
+from app.store.database import insert, is_sqlite, now, run, run_many, upsert
 from app.store.tables import cursor, dirty_study, inbox, lease, study, worker
 
 CLAIM_MS = 30_000
@@ -19,6 +19,17 @@ WORKING_MS = 600_000
 FAR = 2**62
 LIVE, RESYNC = 0, 1
 """Priorities: what has just happened goes before what a comparison found."""
+DUE = """SELECT orthanc_id, mark, attempts, reason FROM dirtystudy
+    WHERE due <= ? AND (claimed_until <= ?
+        OR worker <> '' AND worker NOT IN (SELECT id FROM worker WHERE until > ?))
+    ORDER BY priority, due LIMIT ?"""
+"""What nobody has claimed who still lives."""
+OWNED = "SELECT 1 FROM dirtystudy WHERE orthanc_id = ? AND claimed_until = ? AND worker = ?"
+DONE = "DELETE FROM dirtystudy WHERE orthanc_id = ? AND claimed_until = ? AND worker = ? AND mark = ?"
+AGAIN = """UPDATE dirtystudy SET claimed_until = 0, worker = '', attempts = 0, since = marked
+    WHERE orthanc_id = ? AND claimed_until = ? AND worker = ?"""
+LATER = """UPDATE dirtystudy SET claimed_until = 0, worker = '', due = CASE WHEN mark = ? THEN ? ELSE due END
+    WHERE orthanc_id = ? AND claimed_until = ? AND worker = ?"""
 KEPT = 10_000
 """So many rows of the change log stay, to know a repeat and to tell what made a version."""
 
@@ -150,66 +161,42 @@ def claim(connection: Connection, owner: str = "") -> Dirty | None:
 def claim_some(connection: Connection, owner: str, limit: int) -> list[Dirty]:
     """Studies that are due, claimed by a worker for as long as it lives: what is new first."""
     moment = now()
-    statement = (
-        sa.select(dirty_study)
-        .where(_free(moment))
-        .order_by(dirty_study.c.priority, dirty_study.c.due)
-        .limit(limit)
-        .with_for_update(skip_locked=True)
-    )
-    rows = connection.execute(statement).mappings().all()
+    lock = "" if is_sqlite(connection) else " FOR UPDATE SKIP LOCKED"
+    rows = run(connection, DUE + lock, (moment, moment, moment, limit)).fetchall()
     until = moment + (WORKING_MS if owner else CLAIM_MS)
-    taken = dirty_study.c.orthanc_id.in_([row["orthanc_id"] for row in rows])
-    # Marks made from now on have a pace of their own.
-    values = {"claimed_until": until, "worker": owner, "attempts": dirty_study.c.attempts + 1, "latest": FAR}
     if rows:
-        connection.execute(dirty_study.update().where(taken).values(values))
-    return [
-        Dirty(row["orthanc_id"], row["mark"], row["attempts"] + 1, row["reason"], until, owner) for row in rows
-    ]  # fmt: skip
-
-
-def _free(moment: int) -> sa.ColumnElement[bool]:
-    living = sa.select(worker.c.id).where(worker.c.until > moment)
-    orphaned = sa.and_(dirty_study.c.worker != "", dirty_study.c.worker.not_in(living))
-    return sa.and_(dirty_study.c.due <= moment, sa.or_(dirty_study.c.claimed_until <= moment, orphaned))
+        # Marks made from now on have a pace of their own.
+        taken = """UPDATE dirtystudy SET claimed_until = ?, worker = ?, attempts = attempts + 1, latest = ?
+            WHERE orthanc_id = ?"""
+        run_many(connection, taken, [(until, owner, FAR, row[0]) for row in rows])
+    return [Dirty(row[0], row[1], row[2] + 1, row[3], until, owner) for row in rows]
 
 
 def is_due(connection: Connection) -> bool:
     """Whether any study could be claimed now."""
-    return connection.execute(sa.select(dirty_study.c.mark).where(_free(now())).limit(1)).first() is not None
+    moment = now()
+    return run(connection, DUE, (moment, moment, moment, 1)).fetchone() is not None
 
 
 def owned(connection: Connection, dirty: Dirty) -> bool:
     """Whether the claim is still ours: after it has ended another worker may have looked, later than we did."""
-    statement = sa.select(dirty_study.c.claimed_until, dirty_study.c.worker)
-    own = statement.where(dirty_study.c.orthanc_id == dirty.orthanc_id).with_for_update()
-    row = connection.execute(own).first()
-    return row is not None and tuple(row) == (dirty.until, dirty.worker)
+    lock = "" if is_sqlite(connection) else " FOR UPDATE"
+    return run(connection, OWNED + lock, _own(dirty)).fetchone() is not None
 
 
 def clean(connection: Connection, dirty: Dirty) -> None:
     """The study was looked at; it stays dirty if it was marked again since it was claimed."""
-    own = _own(dirty)
-    gone = connection.execute(dirty_study.delete().where(own, dirty_study.c.mark == dirty.mark)).rowcount
-    if not gone:
-        again = {"claimed_until": 0, "worker": "", "attempts": 0, "since": dirty_study.c.marked}
-        connection.execute(dirty_study.update().where(own).values(again))
+    if not run(connection, DONE, (*_own(dirty), dirty.mark)).rowcount:
+        run(connection, AGAIN, _own(dirty))
 
 
 def postpone(connection: Connection, dirty: Dirty, delay_ms: int) -> None:
     """Look at the study again after `delay_ms`, or when a mark made meanwhile wants it."""
-    same = dirty_study.c.mark == dirty.mark
-    due = sa.case((same, now() + delay_ms), else_=dirty_study.c.due)
-    connection.execute(dirty_study.update().where(_own(dirty)).values(claimed_until=0, worker="", due=due))
+    run(connection, LATER, (dirty.mark, now() + delay_ms, *_own(dirty)))
 
 
-def _own(dirty: Dirty) -> sa.ColumnElement[bool]:
-    return sa.and_(
-        dirty_study.c.orthanc_id == dirty.orthanc_id,
-        dirty_study.c.claimed_until == dirty.until,
-        dirty_study.c.worker == dirty.worker,
-    )
+def _own(dirty: Dirty) -> tuple[str, int, str]:
+    return dirty.orthanc_id, dirty.until, dirty.worker
 
 
 def waiting(connection: Connection) -> int:
@@ -293,17 +280,31 @@ class Known:
 
 
 COLUMNS = tuple(study.c[name] for name in Known.__dataclass_fields__)
+NAMES = ", ".join(Known.__dataclass_fields__)
+KNOWN = f"SELECT {NAMES} FROM study WHERE orthanc_id = ?"  # noqa: S608 - our own names
+WRITE = (
+    f"INSERT INTO study ({NAMES}) VALUES ({', '.join('?' for _ in COLUMNS)})"  # noqa: S608 - our own names
+    f" ON CONFLICT (orthanc_id) DO UPDATE SET {', '.join(f'{one.name} = excluded.{one.name}' for one in COLUMNS[1:])}"
+)
 
 
 def known(connection: Connection, orthanc_id: str) -> Known | None:
     """What was published of a study of the archive."""
-    row = connection.execute(sa.select(*COLUMNS).where(study.c.orthanc_id == orthanc_id).with_for_update()).first()
-    return Known(*row) if row else None
+    lock = "" if is_sqlite(connection) else " FOR UPDATE"
+    row = run(connection, KNOWN + lock, (orthanc_id,)).fetchone()
+    # SQLite tells a boolean as a number.
+    return replace(found := Known(*row), complete=bool(found.complete)) if row else None
 
 
 def write(connection: Connection, row: Known) -> None:
     """Keep what has just been published."""
-    upsert(connection, study, asdict(row), keys=("orthanc_id",))
+    run(connection, WRITE, tuple(getattr(row, name) for name in Known.__dataclass_fields__))
+
+
+def touched(connection: Connection, row: Known, last_update: str) -> None:
+    """The archive says another time of a study in which nothing changed."""
+    if row.last_update != last_update:
+        run(connection, "UPDATE study SET last_update = ? WHERE orthanc_id = ?", (last_update, row.orthanc_id))
 
 
 def present(connection: Connection) -> dict[str, int]:

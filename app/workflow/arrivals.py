@@ -73,11 +73,10 @@ def _publish(
     if not sync.owned(connection, dirty):
         return
     before = sync.known(connection, held.orthanc_id)
-    headers = [one.header for one in facts]
-    match = matching.order_for(connection, site, held, headers)
+    match = matching.order_for(connection, site, held, [one.header for one in facts])
     if match.order is not None:
         orders.lock(connection, match.order["id"])
-    patient_id = matching.patient_for(connection, site, held, headers[0], match)
+    patient_id = matching.patient_for(connection, site, held, facts[0].header, match)
     resource_id = orders.study_resource_id(held.uid, patient_id)
     links = described.links(site, match.order, (resource_id, patient_id), facts)
     earlier = resources.read(connection, "ImagingStudy", resource_id)
@@ -95,12 +94,16 @@ def _publish(
     _supersede(connection, before, resource_id, cause)
     back = before is not None and before.instances == 0
     first = before is None or back or (earlier or {}).get("status") == "registered"
+    _compare(connection, row, grew, cause, back=back)
+    _tell(connection, Arrival(held, patient_id, cause, first, late=grew > 0 and not back), match)
+    sync.clean(connection, dirty)
+
+
+def _compare(connection: Connection, row: Known, grew: int, cause: str, *, back: bool) -> None:
     if back:
         absences.back(connection, row, cause)
     elif grew < 0:
         absences.shrunk(connection, row, cause)
-    _tell(connection, Arrival(held, patient_id, cause, first, late=grew > 0 and not back), match)
-    sync.clean(connection, dirty)
 
 
 def _keep(connection: Connection, held: HeldStudy, row: Known, before: Known | None) -> None:

@@ -16,9 +16,10 @@ from sqlalchemy.engine import Connection
 from app.dicom.orthanc import Orthanc
 from app.fhir.mapping.codes import Json
 from app.store import sync
+from app.store.database import now
 from app.store.sync import Change, Mark, Position
+from app.workflow import sweep
 from app.workflow.site import Archive
-from app.workflow.sweep import ANOTHER_DATABASE, SWEEP
 
 log = structlog.get_logger(__name__)
 
@@ -86,7 +87,8 @@ def read(reader: Reader, fence: int) -> int:
     rows = [row for row in rows if row["Seq"] not in heard]
     if not rows and last <= position.value:
         return 0
-    moved = Position(max(last, position.value), position.epoch, position.detail)
+    told = {"last": max(last, position.value), "at": now()}
+    moved = Position(told["last"], position.epoch, {**(position.detail or {}), **told})
     return _take(reader, moved, _changes(reader, rows), fence)
 
 
@@ -212,7 +214,7 @@ def _server(orthanc: Orthanc) -> str:
 def _another_database(reader: Reader, position: Position, fence: int) -> int:
     """The archive counts anew, or from lower than we had read: a restored or another database. Nothing is withdrawn."""
     log.warning("archive database changed", cursor=position.value)
-    return _resync(reader, fence, hold=ANOTHER_DATABASE)
+    return _resync(reader, fence, hold=sweep.ANOTHER_DATABASE)
 
 
 def _resync(reader: Reader, fence: int, *, hold: str) -> int:
@@ -227,7 +229,7 @@ def _resync(reader: Reader, fence: int, *, hold: str) -> int:
     def note(connection: Connection) -> bool:
         held = sync.require(connection, CHANGES, fence)
         if held and hold:
-            sync.move(connection, SWEEP, Position(detail={"hold": hold}))
+            sweep.distrust(connection)
         return held
 
     if not at.store.transact(note):
