@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 import msgspec
-from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 
 from app.errors import IsocenterError, Issue, MethodNotAllowed, Unauthenticated, Unavailable
@@ -56,8 +55,6 @@ def _told(error: Exception) -> tuple[int, Iterable[Issue]]:
         case HTTPException():
             known = _FRAMEWORK.get(error.status_code, _UNKNOWN if error.status_code >= 500 else _FRAMEWORK[400])
             return error.status_code, (known,)
-        case RequestValidationError():
-            return 400, (_FRAMEWORK[400],)
         case _:
             return 500, (_UNKNOWN,)
 

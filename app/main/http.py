@@ -10,9 +10,10 @@ from http import HTTPStatus
 from time import perf_counter
 
 import structlog
-from fastapi import FastAPI, Request, Response
-from fastapi.exceptions import RequestValidationError
+from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
@@ -51,7 +52,7 @@ class RequestId:
             if reply.status:
                 raise
             # Answered here: beyond us the web server prints a trace and cuts the connection.
-            response = await _translate(Request(scope, receive), error)
+            response = await translate(Request(scope, receive), error)
             await response(scope, receive, reply.send)
         finally:
             self.log.info(
@@ -98,17 +99,18 @@ class _Reply:
         return self._send(message)
 
 
-def install(app: FastAPI) -> None:
+def install(app: Starlette) -> None:
     """Put the request id before everything and the error translation behind everything."""
-    for kind in (IsocenterError, HTTPException, RequestValidationError):
-        app.add_exception_handler(kind, _translate)
+    for kind in (IsocenterError, HTTPException):
+        app.add_exception_handler(kind, translate)
     app.add_middleware(RequestId)
 
 
-async def _translate(request: Request, error: Exception) -> Response:
+async def translate(request: Request, error: Exception) -> Response:
+    """What a client gets to know of an error, in the form of the protocol it speaks."""
     request_id = getattr(request.state, "request_id", "")
     path = request.url.path
-    if not isinstance(error, IsocenterError | HTTPException | RequestValidationError):
+    if not isinstance(error, IsocenterError | HTTPException):
         log.error("request failed", error=type(error).__name__, where=errors.place(error), request_id=request_id)
     if FHIR.match(path):
         status, body, headers = outcome.render(error, request_id)
@@ -131,8 +133,6 @@ def _told(error: Exception) -> tuple[int, str, dict[str, str]]:
             return error.status, str(error), {}
         case HTTPException():
             return error.status_code, HTTPStatus(error.status_code).phrase, dict(error.headers or {})
-        case RequestValidationError():
-            return 400, "The request cannot be understood.", {}
         case _:
             return 500, "The server failed; the request id finds the reason in its log.", {}
 

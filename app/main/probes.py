@@ -5,35 +5,31 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from fastapi import APIRouter, Response
-from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
 from sqlalchemy.exc import SQLAlchemyError
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
 
-from app.dicom.orthanc import Orthanc
 from app.errors import ArchiveUnavailable, ConfigurationError, IsocenterError
 from app.settings import Settings
 from app.store import outbox, schema, sync
 from app.store.database import Store
 
 
-def routes(store: Store, settings: Settings) -> APIRouter:
+def routes(store: Store, settings: Settings) -> list[Route]:
     """The three probes; none shows patient data, none needs a token."""
-    router = APIRouter()
 
-    @router.get("/health")
-    def health() -> dict[str, str]:
-        return {"status": "ok"}
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "ok"})
 
-    @router.get("/ready")
-    def ready() -> Response:
+    def ready(_: Request) -> Response:
         status, body = readiness(store, settings)
         return Response(json.dumps(body), status, {"Cache-Control": "no-store"}, "application/json")
 
-    @router.get("/metrics")
-    def metrics() -> Response:
-        return Response(_metrics(store), media_type=CONTENT_TYPE_LATEST)
+    def metrics(_: Request) -> Response:
+        return _metrics(store)
 
-    return router
+    return [Route("/health", health), Route("/ready", ready), Route("/metrics", metrics)]
 
 
 def readiness(store: Store, settings: Settings) -> tuple[int, dict[str, Any]]:
@@ -52,6 +48,9 @@ def readiness(store: Store, settings: Settings) -> tuple[int, dict[str, Any]]:
 
 
 def _archive(settings: Settings) -> str:
+    # Loaded late: /health needs no HTTP client (docs/decisions/0078).
+    from app.dicom.orthanc import Orthanc
+
     password = settings.orthanc_password.get_secret_value()
     try:
         with Orthanc(settings.orthanc_root, settings.orthanc_username, password) as orthanc:
@@ -61,7 +60,10 @@ def _archive(settings: Settings) -> str:
     return ""
 
 
-def _metrics(store: Store) -> bytes:
+def _metrics(store: Store) -> Response:
+    # Loaded late: many sites do not measure.
+    from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Gauge, generate_latest
+
     registry = CollectorRegistry()
     pending = Gauge("isocenter_outbox_pending", "Effects still to be delivered", ["kind"], registry=registry)
     dirty = Gauge("isocenter_sync_dirty_studies", "Studies to be looked at", registry=registry)
@@ -69,4 +71,4 @@ def _metrics(store: Store) -> bytes:
         for kind, count in outbox.pending(connection).items():
             pending.labels(kind).set(count)
         dirty.set(sync.waiting(connection))
-    return generate_latest(registry)
+    return Response(generate_latest(registry), media_type=CONTENT_TYPE_LATEST)

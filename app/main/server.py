@@ -2,53 +2,36 @@
 
 from __future__ import annotations
 
+import asyncio
 import re
-from collections.abc import AsyncGenerator, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-from fastapi import FastAPI, Request
 from sqlalchemy.engine import Connection
+from starlette.concurrency import run_in_threadpool
+from starlette.requests import Request
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.access import Access
-from app.audit import Record
-from app.dicom import gateway
-from app.dicom.gateway import Gateway, Parts
-from app.fhir import resources, rest
+from app.fhir import rest
 from app.fhir import site as here
 from app.fhir.calls import Door, Hook
-from app.fhir.mapping import report, worklist
 from app.fhir.validation import Json
-from app.main import demo_ehr, http, launches, probes
+from app.main import http, probes
 from app.main.auditing import Auditor
+from app.main.house import House
 from app.settings import Settings
-from app.smart import server as smart
 from app.smart import tokens
-from app.store import audit_log, keys, sync
+from app.store import audit_log, keys
 from app.store.database import Store
-from app.viewer import launch as viewer_launch
-from app.viewer import routes as viewer
 from app.viewer import sessions
 from app.workflow import guards, orders, reports, site, steps
 
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 DISCOVERY = "/fhir/.well-known/"
 IN_SESSION = re.compile(r"/v/(?P<session>[^/]+)/fhir(?:/|$)")
-
-
-@dataclass(frozen=True, slots=True)
-class House:
-    """What main hands to the parts."""
-
-    store: Store
-    settings: Settings
-    site: site.Site
-    gateway: Gateway
-    auditor: Auditor
-
-    def audit(self, record: Record) -> None:
-        """Keep an audit record, soon."""
-        self.auditor.note(record)
 
 
 def create_app(settings: Settings) -> ASGIApp:
@@ -58,25 +41,16 @@ def create_app(settings: Settings) -> ASGIApp:
     """
     here.settle(settings.fhir_base, settings.zone)
     store = Store(settings.database)
-    auditor = Auditor(store)
-    house = House(store, settings, site.of(settings), _gateway(store, settings, auditor), auditor)
+    house = House(store, settings, site.of(settings), Auditor(store))
+    fhir, in_session = _fhir(house, house.by_token(), read_only=False), _session_fhir(house)
 
-    fhir, in_session = _fhir(house, _by_token(store), read_only=False), _session_fhir(house)
-
-    @asynccontextmanager
-    async def life(_app: FastAPI) -> AsyncGenerator[None]:
-        yield
-        await house.gateway.close()
+    def close() -> None:
         fhir.close()
         in_session.close()
-        auditor.close()
+        house.auditor.close()
         store.close()
 
-    app = FastAPI(title="Isocenter", lifespan=life, docs_url=None, redoc_url=None, openapi_url=None)
-    app.state.house = house
-    _mount(app, house)
-    http.install(app)
-    return Front(app, http.RequestId(fhir), http.RequestId(in_session))
+    return Front(Others(house, close), http.RequestId(fhir), http.RequestId(in_session))
 
 
 class Front:
@@ -101,22 +75,49 @@ class Front:
             await self.app(scope, receive, send)
 
 
-def _mount(app: FastAPI, house: House) -> None:
-    """Everything but FHIR."""
-    store, settings = house.store, house.settings
-    by_token = _by_token(store)
-    by_cookie = sessions.authenticate(store, settings)
-    people = smart.PatientReader(_patient_label, _study_label)
-    app.include_router(probes.routes(store, settings))
-    app.include_router(smart.routes(store=store, settings=settings, audit=house.audit, patients=people), prefix="/auth")
-    app.include_router(smart.discovery(settings))
-    app.include_router(launches.routes(store, settings, by_token, house.audit))
-    app.include_router(gateway.routes(house.gateway, by_token, lambda _: settings.dicomweb_base), prefix="/dicom-web")
-    app.include_router(gateway.routes(house.gateway, by_cookie, _session_base), prefix="/v/{session}/dicom-web")
-    exchange = viewer_launch.own_server(settings)
-    app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit))
-    if settings.demo:
-        demo_ehr.mount(app, store, settings)
+class Others:
+    """Everything but FHIR: the probes, the process's own life, and the framework with what it serves."""
+
+    def __init__(self, house: House, close: Callable[[], None]) -> None:
+        """`close` ends what the other parts have open."""
+        self.house, self._close = house, close
+        self._probes = {route.path: route for route in probes.routes(house.store, house.settings)}
+        self._framework: FastAPI | None = None
+        self._loading = asyncio.Lock()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        if scope["type"] == "lifespan":
+            await self._live(receive, send)
+        elif probe := self._probes.get(scope["path"]):
+            # With an application named, a route raises what it refuses; and the log shows the route.
+            scope["app"], scope["route"] = self, probe
+            await http.RequestId(probe.handle)(scope, receive, send)
+        else:
+            await (self._framework or await self._loaded())(scope, receive, send)
+
+    async def _loaded(self) -> FastAPI:
+        """In a thread, so that FHIR is served meanwhile."""
+        async with self._loading:
+            if self._framework is None:
+                self._framework = await run_in_threadpool(_framework, self.house)
+            return self._framework
+
+    async def _live(self, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "lifespan.startup.complete"})
+        await receive()
+        if self._framework is not None:
+            await self._framework.state.gateway.close()
+        self._close()
+        await send({"type": "lifespan.shutdown.complete"})
+
+
+def _framework(house: House) -> FastAPI:
+    # Loaded late: an api process that only serves FHIR never needs it (docs/decisions/0078).
+    from app.main import framework
+
+    return framework.build(house)
 
 
 def _session_fhir(house: House) -> rest.Interface:
@@ -148,37 +149,5 @@ def _hooks(where: site.Site) -> dict[str, Hook]:
     return {"ServiceRequest": ordered, "DiagnosticReport": reports.received, "Task": steps.received}
 
 
-def _gateway(store: Store, settings: Settings, auditor: Auditor) -> Gateway:
-    def stored(orthanc_id: str) -> None:
-        store.transact(lambda connection: sync.mark(connection, [orthanc_id], "stored through the gateway"))
-
-    password = settings.orthanc_password.get_secret_value()
-    return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, auditor.note, stored))
-
-
 def _bearer(connection: Connection, request: Request) -> Access:
     return tokens.find(connection, tokens.bearer(request))
-
-
-def _by_token(store: Store) -> Callable[[Request], Access]:
-    known = tokens.authenticate(store)
-    return lambda request: known(tokens.bearer(request))
-
-
-def _session_base(request: Request) -> str:
-    house: House = request.app.state.house
-    origin = house.settings.viewer_url or house.settings.public_url
-    return f"{origin}/v/{request.path_params['session']}/dicom-web"
-
-
-def _patient_label(connection: Connection, patient_id: str) -> str:
-    patient = resources.read(connection, "Patient", patient_id) or {}
-    return report.shown_name(patient.get("name", [])) or "a patient"
-
-
-def _study_label(connection: Connection, imaging_study_id: str) -> str:
-    study = resources.read(connection, "ImagingStudy", imaging_study_id) or {}
-    modalities = ", ".join(coding["code"] for coding in study.get("modality", []))
-    described = study.get("description") or worklist.concept_text(next(iter(study.get("procedureCode", [])), None))
-    parts = [modalities, described, (study.get("started") or "")[:10]]
-    return " ".join(part for part in parts if part) or "one study"

@@ -1,0 +1,80 @@
+"""Everything but FHIR, served by FastAPI: logins, launches, the viewer, DICOMweb. Loaded when it is first asked for."""
+
+from __future__ import annotations
+
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from sqlalchemy.engine import Connection
+
+from app.dicom import gateway
+from app.dicom.gateway import Gateway, Parts
+from app.errors import BadRequest
+from app.fhir import resources
+from app.fhir.mapping import report, worklist
+from app.main import demo_ehr, http, launches
+from app.main.house import House
+from app.smart import server as smart
+from app.store import sync
+from app.viewer import launch as viewer_launch
+from app.viewer import routes as viewer
+from app.viewer import sessions
+
+
+def build(house: House) -> FastAPI:
+    """The framework's application; whoever ends it closes `state.gateway`."""
+    app = FastAPI(title="Isocenter", docs_url=None, redoc_url=None, openapi_url=None)
+    app.state.house, app.state.gateway = house, _gateway(house)
+    _mount(app, house)
+    http.install(app)
+    app.add_exception_handler(RequestValidationError, _misunderstood)
+    return app
+
+
+async def _misunderstood(request: Request, _error: Exception) -> Response:
+    return await http.translate(request, BadRequest("The request cannot be understood."))
+
+
+def _mount(app: FastAPI, house: House) -> None:
+    """Every part at its address."""
+    store, settings = house.store, house.settings
+    by_token, desk = house.by_token(), app.state.gateway
+    by_cookie = sessions.authenticate(store, settings)
+    people = smart.PatientReader(_patient_label, _study_label)
+    app.include_router(smart.routes(store=store, settings=settings, audit=house.audit, patients=people), prefix="/auth")
+    app.include_router(smart.discovery(settings))
+    app.include_router(launches.routes(store, settings, by_token, house.audit))
+    app.include_router(gateway.routes(desk, by_token, lambda _: settings.dicomweb_base), prefix="/dicom-web")
+    app.include_router(gateway.routes(desk, by_cookie, _session_base), prefix="/v/{session}/dicom-web")
+    exchange = viewer_launch.own_server(settings)
+    app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit))
+    if settings.demo:
+        demo_ehr.mount(app, store, settings)
+
+
+def _gateway(house: House) -> Gateway:
+    store, settings = house.store, house.settings
+
+    def stored(orthanc_id: str) -> None:
+        store.transact(lambda connection: sync.mark(connection, [orthanc_id], "stored through the gateway"))
+
+    password = settings.orthanc_password.get_secret_value()
+    return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, house.audit, stored))
+
+
+def _session_base(request: Request) -> str:
+    house: House = request.app.state.house
+    origin = house.settings.viewer_url or house.settings.public_url
+    return f"{origin}/v/{request.path_params['session']}/dicom-web"
+
+
+def _patient_label(connection: Connection, patient_id: str) -> str:
+    patient = resources.read(connection, "Patient", patient_id) or {}
+    return report.shown_name(patient.get("name", [])) or "a patient"
+
+
+def _study_label(connection: Connection, imaging_study_id: str) -> str:
+    study = resources.read(connection, "ImagingStudy", imaging_study_id) or {}
+    modalities = ", ".join(coding["code"] for coding in study.get("modality", []))
+    described = study.get("description") or worklist.concept_text(next(iter(study.get("procedureCode", [])), None))
+    parts = [modalities, described, (study.get("started") or "")[:10]]
+    return " ".join(part for part in parts if part) or "one study"
