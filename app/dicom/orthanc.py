@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-import httpx
+import orjson
 
+from app.dicom.wire import Wire
 from app.errors import ArchiveUnavailable, BadRequest, IsocenterError, NotFound
 
 if TYPE_CHECKING:
@@ -20,7 +22,6 @@ Level = Literal["Patient", "Study", "Series", "Instance"]
 
 CONNECTIONS = 6
 """Orthanc has ten HTTP threads, and each idle connection keeps one busy."""
-TIMEOUT = httpx.Timeout(60, connect=5)
 PAGE = 1000
 
 
@@ -44,18 +45,12 @@ class Found:
 class Orthanc:
     """A connection pool to one archive; close it after use."""
 
-    def __init__(self, url: str, username: str = "", password: str = "", *, connections: int = CONNECTIONS) -> None:
-        """`url` is Orthanc's REST root; without a username no credential is sent."""
+    def __init__(
+        self, url: str, username: str = "", password: str = "", *, connections: int = CONNECTIONS, patience: float = 60
+    ) -> None:
+        """`url` is Orthanc's REST root; without a username no credential is sent. `patience`: seconds for an answer."""
         self._url, self._credential = url, (username, password)
-        self._http = httpx.Client(
-            base_url=url,
-            auth=(username, password) if username else None,
-            # With gzip Orthanc compresses every answer anew, which costs ten times the transfer.
-            headers={"Accept-Encoding": "identity"},
-            timeout=TIMEOUT,
-            limits=httpx.Limits(max_connections=connections, max_keepalive_connections=2, keepalive_expiry=5),
-            trust_env=False,
-        )
+        self._wire = Wire(url, username, password, connections=connections, patience=patience)
 
     def __enter__(self) -> Self:
         return self
@@ -65,7 +60,7 @@ class Orthanc:
 
     def close(self) -> None:
         """Let go of every connection."""
-        self._http.close()
+        self._wire.close()
 
     def system(self) -> Json:
         """Version, name and database of the archive."""
@@ -107,7 +102,7 @@ class Orthanc:
         Instances bring SopClassUid and TransferSyntax in Metadata.
         """
         body = {"Resources": list(orthanc_ids), "Metadata": metadata} | ({"Level": level} if level else {})
-        return self._json("POST", "/tools/bulk-content", json=body) if orthanc_ids else []
+        return self._json("POST", "/tools/bulk-content", body) if orthanc_ids else []
 
     def instance(self, orthanc_id: str) -> Json:
         """One instance: MainDicomTags, ParentSeries, FileUuid."""
@@ -132,11 +127,11 @@ class Orthanc:
         """The instance as a file in another transfer syntax; nothing else changes, and nothing is stored."""
         kept = ["StudyInstanceUID", "SeriesInstanceUID", "SOPInstanceUID"]
         body = {"Transcode": transfer_syntax, "Keep": kept, "Force": True}
-        return self._send("POST", f"/instances/{instance_id}/modify", json=body).content
+        return self._send("POST", f"/instances/{instance_id}/modify", body=orjson.dumps(body))
 
     def file(self, instance_id: str) -> bytes:
         """The DICOM file as the archive holds it."""
-        return self._send("GET", f"/instances/{instance_id}/file").content
+        return self._send("GET", f"/instances/{instance_id}/file")
 
     def dataset(self, instance_id: str, *, stop_before_pixels: bool = True) -> FileDataset:
         """The instance, parsed."""
@@ -152,7 +147,7 @@ class Orthanc:
 
     def lookup(self, uid: str) -> list[Found]:
         """Every resource that carries this UID; two studies may, when two patients do."""
-        answer: list[Json] = self._json("POST", "/tools/lookup", content=uid)
+        answer: list[Json] = _loads(self._send("POST", "/tools/lookup", body=uid.encode()))
         return [Found(found["Type"], found["ID"]) for found in answer]
 
     def instances_with_uid(self, sop_uid: str) -> list[str]:
@@ -182,8 +177,7 @@ class Orthanc:
 
     def store(self, content: bytes) -> Stored:
         """Put one DICOM file into the archive. Safe to repeat: what is there stays as it is."""
-        headers = {"Content-Type": "application/dicom"}
-        answer: Json = self._json("POST", "/instances", content=content, headers=headers)
+        answer: Json = _loads(self._send("POST", "/instances", body=content, kind="application/dicom"))
         return Stored(answer["Status"], answer["ID"], answer.get("ParentStudy", ""))
 
     def delete_study(self, orthanc_id: str) -> None:
@@ -201,22 +195,32 @@ class Orthanc:
             return
 
     def _get(self, path: str, **query: int) -> Any:
-        return self._json("GET", path, params=query)
+        return _loads(self._send("GET", path, query=query))
 
-    def _json(self, method: str, path: str, **request: Any) -> Any:
-        response = self._send(method, path, **request)
-        try:
-            return response.json()
-        except ValueError as error:
-            raise ArchiveUnavailable("the archive answered something that is not JSON") from error
+    def _json(self, method: str, path: str, value: object = None) -> Any:
+        return _loads(self._send(method, path, body=b"" if value is None else orjson.dumps(value)))
 
-    def _send(self, method: str, path: str, **request: Any) -> httpx.Response:
-        try:
-            response = self._http.request(method, path, **request)
-        except (httpx.TransportError, httpx.InvalidURL) as error:
-            raise ArchiveUnavailable(f"the archive does not answer ({type(error).__name__})") from error
-        refuse(response.status_code)
-        return response
+    def _send(
+        self, method: str, path: str, *, query: Mapping[str, int] | None = None, body: bytes = b"", kind: str = ""
+    ) -> bytes:
+        status, answer = self._wire.send(method, path, query=query, body=body, kind=kind)
+        refuse(status)
+        return answer
+
+
+def _loads(body: bytes) -> Any:
+    try:
+        return orjson.loads(body)
+    except ValueError:
+        return _patiently(body)
+
+
+def _patiently(body: bytes) -> Any:
+    try:
+        # Half of a surrogate pair, which an invalid name may hold, is refused by the quick reader.
+        return json.loads(body)
+    except ValueError as error:
+        raise ArchiveUnavailable("the archive answered something that is not JSON") from error
 
 
 def refuse(status: int) -> None:

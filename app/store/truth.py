@@ -148,19 +148,44 @@ def unsettled(connection: Connection, since: int) -> int:
     return connection.execute(sa.select(sa.func.count()).select_from(dirty_study).where(own)).scalar_one()
 
 
+def totals(connection: Connection) -> tuple[int, int]:
+    """How many studies and instances are believed to be in the archive."""
+    own = sa.select(sa.func.count(), sa.func.coalesce(sa.func.sum(study.c.instances), 0))
+    row = connection.execute(own.where(study.c.missing_since.is_(None))).one()
+    return row[0], int(row[1])
+
+
 # --- the position ----------------------------------------------------------------------------------------------
 
 
-def led(connection: Connection) -> bool:
-    """Whether somebody compares at present."""
-    until = connection.execute(sa.select(lease.c.until).where(lease.c.name == SWEEP)).scalar()
-    return until is not None and until > now()
+def leads(connection: Connection, owner: str) -> bool:
+    """Whether it is this one who compares at present."""
+    own = sa.and_(lease.c.name == SWEEP, lease.c.owner == owner, lease.c.until > now())
+    return connection.execute(sa.select(lease.c.fence).where(own)).scalar() is not None
 
 
-def release(connection: Connection, owner: str) -> None:
-    """Let somebody else compare at once."""
-    own = sa.and_(lease.c.name == SWEEP, lease.c.owner == owner)
-    connection.execute(lease.update().where(own).values(until=0))
+@dataclass(frozen=True, slots=True)
+class State:
+    """What the last sweep left; moments in ms, 0 for never."""
+
+    hold: str = ""
+    hold_since: int = 0
+    at: int = 0
+    took: float = 0
+    level: str = ""
+    new: int = 0
+    missing: int = 0
+    changed: int = 0
+    full_at: int = 0
+    full_epoch: str = ""
+    wanted: int = 0
+    """When somebody last wanted a sweep at once."""
+
+
+def state(connection: Connection) -> State:
+    """Where comparing stands."""
+    known = position(connection, SWEEP).detail or {}
+    return State(**{name: known[name] for name in State.__dataclass_fields__ if name in known})
 
 
 def note(connection: Connection, **facts: object) -> None:

@@ -22,7 +22,7 @@ from app.settings import Settings
 from app.store import requests, sync, truth
 from app.store.database import now
 from app.store.requests import Request
-from app.store.truth import SWEEP, Believed
+from app.store.truth import SWEEP, Believed, State, state
 from app.workflow import comparing
 from app.workflow.comparing import Found, Level
 from app.workflow.site import Archive
@@ -208,30 +208,6 @@ def _held_back(before: str, ours: Believed, gone: frozenset[str]) -> str:
 # --- where it stands -------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class State:
-    """What the last sweep left; moments in ms, 0 for never."""
-
-    hold: str = ""
-    hold_since: int = 0
-    at: int = 0
-    took: float = 0
-    level: str = ""
-    new: int = 0
-    missing: int = 0
-    changed: int = 0
-    full_at: int = 0
-    full_epoch: str = ""
-    wanted: int = 0
-    """When somebody last wanted a sweep at once."""
-
-
-def state(connection: Connection) -> State:
-    """Where comparing stands."""
-    known = sync.position(connection, SWEEP).detail or {}
-    return State(**{name: known[name] for name in State.__dataclass_fields__ if name in known})
-
-
 def hold(connection: Connection) -> str:
     """Why nothing may be withdrawn for now; empty when nothing holds."""
     return state(connection).hold
@@ -362,5 +338,6 @@ def _goes_on(led: Lead, request: Request) -> bool:
 
 def told(drift: Drift) -> dict[str, Any]:
     """A drift as people and programs read it."""
-    found = {"total": drift.total, **_told(drift), "waiting": drift.waiting}
+    counts = {"new": drift.new, "missing": drift.missing, "changed": drift.changed}
+    found = {"total": drift.total, **counts, "held": drift.held, "level": drift.level, "waiting": drift.waiting}
     return {**found, "studies": drift.studies} if drift.studies else found
