@@ -50,6 +50,7 @@ def away(store: Store, server: Orthanc, folder: Path) -> Iterator[Hospital]:
         yield Hospital(Archive(store, orthanc, where), server, pacs)
 
 
+@pytest.mark.case(3)
 def test_an_archive_that_was_away_is_read_on_and_nothing_was_withdrawn(sqlite_template: Path, tmp_path: Path) -> None:
     shutil.copy(sqlite_template, tmp_path / "lite.sqlite")
     store = Store(f"sqlite:///{tmp_path / 'lite.sqlite'}")

@@ -35,6 +35,7 @@ def other_study(image: Dataset, study: str, series: str = "1") -> Dataset:
 # --- the way of an order -----------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(14, 31)
 def test_the_first_image_makes_the_reserved_study_available(both: Hospital, capsys: pytest.CaptureFixture[str]) -> None:
     order = both.order()
     registered = both.study(uid(order))
@@ -69,6 +70,7 @@ def test_the_first_image_makes_the_reserved_study_available(both: Hospital, caps
     assert step["status"] == "in-progress"
 
 
+@pytest.mark.case(29, 31)
 def test_a_quiet_study_completes_its_step_and_leaves_the_order_active(both: Hospital) -> None:
     order = both.order()
     both.send(both.image(order))
@@ -78,6 +80,7 @@ def test_a_quiet_study_completes_its_step_and_leaves_the_order_active(both: Hosp
     assert both.read("ServiceRequest", order["id"])["status"] == "active"
 
 
+@pytest.mark.case(14, 16)
 def test_a_modality_that_ignores_our_uid_is_linked_by_accession_and_patient(lite: Hospital) -> None:
     order = lite.order()
     lite.send(other_study(lite.image(order), "1.9.8.1"))
@@ -87,6 +90,7 @@ def test_a_modality_that_ignores_our_uid_is_linked_by_accession_and_patient(lite
     assert lite.study(uid(order))["status"] == "entered-in-error"
 
 
+@pytest.mark.case(14, 23)
 def test_an_accession_of_another_patient_links_nothing(lite: Hospital) -> None:
     order = lite.order()
     lite.send(other_study(lite.image(order, PatientID="P-OTHER"), "1.9.8.2"))
@@ -99,6 +103,7 @@ def test_an_accession_of_another_patient_links_nothing(lite: Hospital) -> None:
     assert lite.study(uid(order))["status"] == "registered"
 
 
+@pytest.mark.case(15)
 def test_an_accession_number_used_twice_links_nothing(lite: Hospital) -> None:
     given = [imaging_study.accession_identifier("urn:isocenter:accession", "TWICE")]
     first, _ = lite.order(identifier=given), lite.order(identifier=given)
@@ -108,6 +113,7 @@ def test_an_accession_number_used_twice_links_nothing(lite: Hospital) -> None:
     assert lite.reviews() == ["ambiguous-order"]
 
 
+@pytest.mark.case(13)
 def test_a_study_without_an_order_gets_a_placeholder_and_a_question(both: Hospital) -> None:
     both.send(both.image(PatientID="STRANGER", PatientName="Fremd^Eva", AccessionNumber=""))
     both.look()
@@ -118,6 +124,7 @@ def test_a_study_without_an_order_gets_a_placeholder_and_a_question(both: Hospit
     assert both.reviews() == ["no-order"]
 
 
+@pytest.mark.case(13)
 def test_an_order_that_comes_after_its_images_still_gets_them(both: Hospital) -> None:
     both.send(both.image(AccessionNumber="LATE-1"))
     both.settle()
@@ -129,6 +136,7 @@ def test_an_order_that_comes_after_its_images_still_gets_them(both: Hospital) ->
     assert both.reviews() == []
 
 
+@pytest.mark.case(13)
 def test_a_registered_patient_outweighs_the_placeholder_of_earlier_images(lite: Hospital) -> None:
     lite.send(lite.image(PatientID="P-9"))
     lite.look()
@@ -138,6 +146,7 @@ def test_a_registered_patient_outweighs_the_placeholder_of_earlier_images(lite: 
     assert lite.study("1.2.3.2")["subject"] == {"reference": f"Patient/{registered}"}
 
 
+@pytest.mark.case(12)
 def test_one_study_uid_under_two_patient_ids_stays_two_studies(both: Hospital) -> None:
     both.patient("P-2")
     both.send(both.image(PatientID="P-1"), both.image(PatientID="P-2"))
@@ -170,6 +179,7 @@ def _sibling(at: Hospital, order: dict[str, Any]) -> Dataset:
     return image
 
 
+@pytest.mark.case(19)
 def test_a_step_of_another_modality_is_not_ended_by_these_images(lite: Hospital) -> None:
     order = lite.order()
     [step] = lite.find("Task")
@@ -191,6 +201,7 @@ def test_a_step_of_another_modality_is_not_ended_by_these_images(lite: Hospital)
 # --- repeats -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(9)
 def test_a_duplicate_and_an_overwritten_image_make_no_new_version(lite: Hospital) -> None:
     image = lite.image()
     lite.send(image)
@@ -205,6 +216,7 @@ def test_a_duplicate_and_an_overwritten_image_make_no_new_version(lite: Hospital
     assert lite.version(lite.study("1.2.3.1")) == lite.version(before)
 
 
+@pytest.mark.case(47)
 def test_versions_do_not_grow_with_the_number_of_images(lite: Hospital) -> None:
     stop = threading.Event()
 
@@ -231,6 +243,7 @@ def test_versions_do_not_grow_with_the_number_of_images(lite: Hospital) -> None:
 # --- values that break the rules ---------------------------------------------------------------------------------
 
 
+@pytest.mark.case(37)
 @pytest.mark.parametrize(
     "attributes",
     [
@@ -266,12 +279,14 @@ def test_an_invalid_value_does_not_park_the_study(lite: Hospital, attributes: di
     assert study["series"][0]["modality"]["code"]
 
 
+@pytest.mark.case(37)
 def test_a_number_that_is_none_does_not_park_the_study(lite: Hospital) -> None:
     lite.send(phantoms.part10(lite.image(SeriesNumber=9977)).replace(b"9977", b"99AB"))
     lite.look()
     assert "number" not in lite.study("1.2.3.1")["series"][0]
 
 
+@pytest.mark.case(36)
 @pytest.mark.parametrize(
     ("charset", "encoding", "family"),
     [
@@ -289,6 +304,7 @@ def test_names_are_read_in_their_character_set(lite: Hospital, charset: str, enc
     assert lite.read("Patient", reference.removeprefix("Patient/"))["name"][0]["family"] == family
 
 
+@pytest.mark.case(36)
 def test_bytes_outside_the_character_set_do_not_park_the_study(lite: Hospital) -> None:
     marked = phantoms.part10(lite.image(PatientID="CS", StudyDescription="MARKMARKMARK"))
     lite.send(marked.replace(b"MARKMARKMARK", b"ab\xff\xfe\xe9\xc3cdefgh"[:12]))
@@ -296,6 +312,7 @@ def test_bytes_outside_the_character_set_do_not_park_the_study(lite: Hospital) -
     assert lite.study("1.2.3.1")["status"] == "available"
 
 
+@pytest.mark.case(32)
 def test_a_copy_that_the_archive_anonymised_is_linked_to_nobody(lite: Hospital) -> None:
     order = lite.order()
     lite.send(lite.image(order))
@@ -311,6 +328,7 @@ def test_a_copy_that_the_archive_anonymised_is_linked_to_nobody(lite: Hospital) 
 # --- losing the thread -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(2)
 def test_a_worker_that_dies_between_poll_and_rebuild_is_followed_by_one_that_ends_the_same(both: Hospital) -> None:
     order = both.order()
     both.send(both.image(order))
@@ -326,6 +344,7 @@ def test_a_worker_that_dies_between_poll_and_rebuild_is_followed_by_one_that_end
     assert both.store.transact(sync.waiting) == 0
 
 
+@pytest.mark.case(43)
 def test_two_workers_publish_two_studies_of_one_unknown_patient(both: Hospital) -> None:
     for number in range(6):
         both.send(other_study(both.image(PatientID="STRANGER"), f"1.7.{number}"))
@@ -355,6 +374,7 @@ def test_two_workers_publish_two_studies_of_one_unknown_patient(both: Hospital) 
     assert both.store.transact(sync.waiting) == 0
 
 
+@pytest.mark.case(43)
 def test_a_worker_whose_claim_ran_out_does_not_overwrite_what_was_seen_later(lite: Hospital) -> None:
     lite.send(lite.image())
     lite.poll()
@@ -370,6 +390,7 @@ def test_a_worker_whose_claim_ran_out_does_not_overwrite_what_was_seen_later(lit
     assert lite.study("1.2.3.1")["numberOfInstances"] == 2
 
 
+@pytest.mark.case(14)
 def test_an_accession_number_of_an_unknown_issuer_is_not_taken_for_ours(lite: Hospital) -> None:
     order = lite.order()
     issuer = Dataset()

@@ -110,6 +110,7 @@ def test_reading_the_same_report_again_changes_nothing(lite: Hospital) -> None:
     assert before == after
 
 
+@pytest.mark.case(42)
 def test_a_successor_keeps_withdraws_and_adds(both: Hospital) -> None:
     ordered(both)
     both.send(ct(), content(V1))
@@ -128,6 +129,7 @@ def test_a_successor_keeps_withdraws_and_adds(both: Hospital) -> None:
     assert both.read("Observation", first[19.84])["status"] == "entered-in-error"
 
 
+@pytest.mark.case(42)
 def test_a_successor_that_comes_first_ends_the_same(lite: Hospital) -> None:
     ordered(lite)
     lite.send(ct(), content(V2))
@@ -176,6 +178,7 @@ def test_both_reports_deleted_at_once_leave_nothing(lite: Hospital) -> None:
     assert living(lite) == []
 
 
+@pytest.mark.case(41)
 def test_a_report_that_came_before_its_images_is_read_again_with_them(lite: Hospital) -> None:
     ordered(lite)
     lite.send(content("ohif31313_Length"))

@@ -103,6 +103,7 @@ def test_search_answers_carry_the_required_attributes_and_no_patient_counters(cl
     assert (instance["00280010"]["Value"], instance["00280008"]["Value"]) == ([4], [3])
 
 
+@pytest.mark.case(50)
 @pytest.mark.parametrize(
     ("query", "found"),
     [
@@ -272,6 +273,7 @@ def test_the_viewers_mount_names_itself_and_takes_its_cookie(running: Running) -
 # What it never gives
 
 
+@pytest.mark.case(12)
 def test_one_uid_of_two_patients_shows_only_the_granted_patients_study(running: Running) -> None:
     with running.client("twin") as client:
         path = f"/dicom-web/studies/{TWIN}"

@@ -197,12 +197,14 @@ def test_a_failing_source_becomes_a_status_without_its_words():
         assert opened.send_c_echo().Status == 0x0000
 
 
+@pytest.mark.case(48)
 def test_a_query_that_matches_too_much_ends_with_out_of_resources():
     with serving(lambda _: (ITEMS[0] for _ in range(edge.MAXIMUM_MATCHES + 5))) as site:
         found = statuses(site.peer, query(PatientID=""))
     assert found == [0xFF00] * edge.MAXIMUM_MATCHES + [0xA700]
 
 
+@pytest.mark.case(48)
 def test_a_cancelled_query_stops():
     with serving(lambda _: (ITEMS[0] for _ in range(edge.MAXIMUM_MATCHES))) as site, association(site.peer) as opened:
         found: list[int] = []
@@ -214,6 +216,7 @@ def test_a_cancelled_query_stops():
     assert len(found) < edge.MAXIMUM_MATCHES
 
 
+@pytest.mark.case(48)
 def test_twenty_scanners_are_served_at_once(site: Site):
     entity = AE(ae_title="MANY")
     entity.add_requested_context(uids.VERIFICATION)

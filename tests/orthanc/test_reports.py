@@ -86,6 +86,7 @@ def test_a_signature_ends_the_orders_life(both: Hospital) -> None:
     assert {"report-final", "order-completed"} <= set(kinds)
 
 
+@pytest.mark.case(21)
 def test_a_step_without_images_keeps_the_order_active(lite: Hospital) -> None:
     order = lite.order()
     lite.write(report(lite, order), RADIOLOGIST)

@@ -39,5 +39,6 @@ def test_items_of_sequences_are_datasets() -> None:
     assert made.RequestAttributesSequence[0].AccessionNumber == "A1"
 
 
+@pytest.mark.case(39)
 def test_private_tags_stay_in_the_archive() -> None:
     assert len(archive.dataset({"0011,1001": {"Type": "String", "Value": "secret"}})) == 0
