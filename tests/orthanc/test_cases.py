@@ -21,7 +21,8 @@ from app.workflow import arrivals, sweep
 from tests.faults.chaos import Pacs
 from tests.orthanc import phantoms
 from tests.orthanc.conftest import Orthanc
-from tests.orthanc.hospital import Hospital, both, hospital, lite, uid
+from tests.orthanc.hospital import RADIOLOGIST, Hospital, both, hospital, lite, uid
+from tests.orthanc.test_reports import report
 from tests.processes import free_port, wait_until
 
 __all__ = ["both", "lite"]
@@ -282,6 +283,25 @@ def test_images_that_come_after_their_step_was_completed_do_not_open_it_again(li
     lite.settle()
     assert lite.read("Task", step["id"])["meta"]["versionId"] == step["meta"]["versionId"]
     assert lite.study(uid(order))["numberOfInstances"] == 2
+
+
+@pytest.mark.case(21)
+def test_images_that_come_after_the_final_report_make_a_version_and_one_question(both: Hospital) -> None:
+    order = both.order()
+    late = [both.image(order, number=number) for number in (2, 3)]
+    both.send(both.image(order))
+    both.settle()
+    signed = both.write(report(both, order), RADIOLOGIST)
+    both.settle()
+    before, told = both.study(uid(order)), both.read("DiagnosticReport", signed["id"])
+    for one in late:
+        both.send(one)
+        both.settle()
+    assert both.reviews() == ["late-images"]
+    assert both.read("DiagnosticReport", signed["id"]) == told
+    after = both.study(uid(order))
+    assert after["numberOfInstances"] == before["numberOfInstances"] + 2
+    assert both.version(after) > both.version(before)
 
 
 # --- changes within the archive --------------------------------------------------------------------------------------
