@@ -86,7 +86,8 @@ def demo(data_dir: Annotated[Path | None, typer.Option()] = None, once: bool = F
 @app.command()
 def serve(role: Role = "all") -> None:
     """Run the server, or one role of it."""
-    from app.fhir import rebuild
+    with roles.loading():
+        from app.fhir import rebuild
 
     settings = Settings()
     rebuild.require_served(settings)

@@ -9,25 +9,16 @@ from functools import cache
 from importlib.metadata import version
 from pathlib import Path
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from app.fhir import capability, definitions
 from app.fhir.capability import Json
 from app.fhir.definitions import Element, Kind
 from app.fhir.outcome import MEDIA_TYPE
-from app.fhir.registry import INTERACTIONS, Offer, Parameter, offers
+from app.fhir.registry import INTERACTIONS, Offer, Parameter, offers, operations
 from app.settings import Settings
 
 _HERE = Path(__file__).parent
 _STYLE = (_HERE / "static" / "api.css").read_text("utf-8")
 _STYLE_HASH = base64.b64encode(hashlib.sha256(_STYLE.encode()).digest()).decode()
-_PAGES = Environment(
-    loader=FileSystemLoader(_HERE / "templates"),
-    autoescape=True,
-    undefined=StrictUndefined,
-    trim_blocks=True,
-    lstrip_blocks=True,
-)
 PAGE_HEADERS: Mapping[str, str] = {
     "Content-Type": "text/html; charset=utf-8",
     "Content-Security-Policy": (
@@ -136,6 +127,16 @@ def document(settings: Settings) -> Json:
 
 def page(settings: Settings) -> str:
     """One page for people: types, parameters, examples."""
+    # Loaded late: the page is made once, when somebody first asks for it (docs/decisions/0078).
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    pages = Environment(
+        loader=FileSystemLoader(_HERE / "templates"),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
     rows = [
         {
             "name": one.resource_type,
@@ -145,7 +146,7 @@ def page(settings: Settings) -> str:
         }
         for one in offers().values()
     ]
-    return _PAGES.get_template("api.html").render(
+    return pages.get_template("api.html").render(
         style=_STYLE,
         base=settings.fhir_base,
         version=version("isocenter"),
@@ -186,6 +187,9 @@ def _base() -> Iterator[tuple[str, Json]]:
     form = _operation(("server", "search-system-form", "Search several types by a form"), FORM, errors=(*_READS, 415))
     yield "/_search", {"post": {**form, "requestBody": _form(query)}}
     yield "/_history", {"get": _operation(("server", "history-system", "All versions"), [*_HISTORY, *FORM])}
+    for one in operations().values():
+        told = _operation(("server", f"operation-{one.name}", one.title), FORM)
+        yield f"/${one.name}", {"get": {**told, "responses": _answers(200, "Parameters", _READS)}}
 
 
 def _paths(one: Offer) -> Iterator[tuple[str, Json]]:

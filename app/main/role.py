@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import importlib
+from collections.abc import Generator
+from contextlib import contextmanager
 
 from app.fhir import site
 from app.settings import Settings
@@ -13,4 +16,17 @@ ROLES = ("api", "edge", "worker")
 def run(name: str, settings: Settings) -> None:
     """Run a role until a signal. Each role is a module of this package, loaded only here."""
     site.settle(settings.fhir_base, settings.zone)
-    importlib.import_module(f"app.main.{name}").run(settings)
+    with loading():
+        module = importlib.import_module(f"app.main.{name}")
+    module.run(settings)
+
+
+@contextmanager
+def loading() -> Generator[None]:
+    """Modules are no garbage: to look for some while they load would take a fifth of a start (docs/decisions/0078)."""
+    gc.disable()
+    try:
+        yield
+    finally:
+        gc.freeze()
+        gc.enable()
