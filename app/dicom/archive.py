@@ -111,7 +111,7 @@ def header(orthanc: Orthanc, instance_id: str) -> Dataset:
     """The attributes of one instance but its pixels, decoded; what cannot be a value stays the text it is."""
     try:
         found = dataset(orthanc.tags(instance_id))
-        return found if charsets.is_safe(found) else charsets.reread(found, orthanc.dataset(instance_id))
+        return found if charsets.is_safe(found) else charsets.reread(found, orthanc.file(instance_id))
     except RecursionError:
         # Sequences nested so deep are no information; what the archive has indexed is.
         return _indexed(orthanc, instance_id)

@@ -10,8 +10,10 @@ import re
 import threading
 import warnings
 from collections.abc import Sequence as Many
+from io import BytesIO
 from typing import Final
 
+import pydicom
 from pydicom import charset, config
 from pydicom.datadict import dictionary_VR
 from pydicom.dataelem import DataElement, RawDataElement
@@ -24,7 +26,7 @@ UNICODE: Final = frozenset({"UTF-8", "UTF8", "UTF_8", "UNICODE"})
 SINGLE: Final = frozenset({13, 100, 101, 109, 110, 126, 127, 138, 144, 148, 166, 192})
 """Character sets that Orthanc 1.10 reads when they stand alone."""
 SECOND: Final = frozenset({58, 87, 149})
-"""… and after an empty or ASCII first value."""
+"""… and after an empty first value."""
 TEXT_VRS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 MARK: Final = "\N{REPLACEMENT CHARACTER}"
 _quiet = threading.Lock()
@@ -34,7 +36,7 @@ def is_safe(header: Dataset) -> bool:
     """Whether the archive's reading of this header has lost nothing."""
     declared = _declared(header)
     if len(declared) > 1:
-        return [_number(one) for one in declared[:1]] in ([0], [6]) and _numbers(declared[1:]) <= SECOND
+        return not declared[0] and _numbers(declared[1:]) <= SECOND
     # Without a declaration Orthanc takes Latin-1, in which each byte is a sign.
     return (
         not declared
@@ -43,20 +45,24 @@ def is_safe(header: Dataset) -> bool:
     )
 
 
-def reread(header: Dataset, file: Dataset) -> Dataset:
-    """The header with its texts read anew from the file, at the top level and in sequences."""
-    encodings = _encodings(_declared(header))
+def reread(header: Dataset, content: bytes) -> Dataset:
+    """The header with its texts read anew from the file's content, at the top level and in sequences."""
     with _quiet, warnings.catch_warnings():
-        # A value that cannot be decoded is marked in the text; a warning would repeat it.
+        # What cannot be decoded is marked in the text; pydicom's warnings say no more.
         warnings.simplefilter("ignore")
-        _decode(header, file, encodings)
+        file = pydicom.dcmread(BytesIO(content), force=True, stop_before_pixels=True)
+        declared = _declared(header)
+        header.SpecificCharacterSet = declared
+        _decode(header, file, _encodings(declared))
     return header
 
 
 def _declared(header: Dataset) -> list[str]:
     value = header.get("SpecificCharacterSet")
     found = list(value) if isinstance(value, MultiValue) else [value]
-    return [str(one).strip(" \0") for one in found] if value not in (None, "") else []
+    # In the Japanese set the backslash between values is a yen sign, and Orthanc shows it as one.
+    written = [one for part in found for one in str(part).split("¥")]
+    return [one.strip(" \0") for one in written] if value not in (None, "") else []
 
 
 def _number(term: str) -> int:

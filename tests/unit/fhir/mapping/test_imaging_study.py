@@ -274,7 +274,7 @@ def test_what_is_no_image_has_its_title(sop_class: str, says: dict[str, Any]) ->
 def test_frames_and_transfer_syntaxes_stand_where_they_differ() -> None:
     one = SeriesFacts(
         "1.2.1", dataset(tags()), [One("1.2.1.1", frames="12", syntax="1.2.3"), One("1.2.1.2", syntax="1.2.3")]
-    )  # noqa: E501
+    )
     two = SeriesFacts("1.2.2", dataset(tags()), [One("1.2.2.1", syntax="1.2.3"), One("1.2.2.2", syntax="1.2.4")])
     alike, mixed = imaging_study.available("1.2", [one, two], LINKS, ZONE)["series"]
     assert alike["extension"] == [{"url": terms.TRANSFER_SYNTAX, "valueUri": "urn:oid:1.2.3"}]
@@ -320,7 +320,7 @@ def test_a_contradiction_is_flagged_and_the_first_series_is_believed(turned: boo
             f"1.2.{number}",
             dataset(tags(**{"0010,0020": "P1", "0020,0011": str(number), **changes})),
             [One(f"1.2.{number}.1")],
-        )  # noqa: E501
+        )
         for number, changes in enumerate(
             ({"0008,1030": "Chest"}, {"0008,1030": "Abdomen", "0008,0030": "101500.000", "0010,0010": "DOE^JANE^^"}), 1
         )
