@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import replace
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import parse_qsl
 
@@ -39,7 +39,7 @@ from app.fhir.calls import Authenticate, Call, Door, Reply
 from app.fhir.http import Asked
 from app.fhir.registry import Offer, offers
 from app.fhir.routing import Route
-from app.fhir.search import refusal
+from app.fhir.search import REMEMBERED, refusal
 from app.settings import Settings
 from app.store.inloop import LoopWriter
 
@@ -114,8 +114,10 @@ class Interface:
             raise BadRequest("an address has no NUL character")
         if method == "OPTIONS" and not self.door.read_only:
             return asked, Reply(204, b"", _PREFLIGHT)
-        criteria = tuple(parse_qsl(scope["query_string"].decode("latin-1"), keep_blank_values=True))
-        asked = Asked(asked.is_head, ("_pretty", "true") in criteria, asked.takes_gzip)
+        query = scope["query_string"]
+        criteria = _remembered(query) if len(query) <= REMEMBERED else _criteria(query)
+        if ("_pretty", "true") in criteria:
+            asked = Asked(asked.is_head, is_pretty=True, takes_gzip=asked.takes_gzip)
         page = self.pages.get(path.strip("/"))
         if page is not None:
             return asked, _page(page, method, headers, criteria)
@@ -142,7 +144,7 @@ class Interface:
 
     async def _got(self, scope: Scope, route: Route, made: Callable[[Access], Call]) -> Reply:
         """A GET: caller and answer are read on one connection."""
-        if self.in_loop and route.interaction in QUICK and _is_small(scope):
+        if self.in_loop and (route.interaction in POINTS or (route.interaction in QUICK and _is_small(scope))):
             # What takes long begins again in a thread.
             with suppress(Unavailable):
                 return self._gathered(scope, route, made, LOOP_SECONDS)
@@ -235,6 +237,14 @@ def _call(door: Door, scope: Scope, criteria: http.Criteria, headers: Mapping[st
         request_id=_id(scope),
         about={"detail": _address(scope)},
     )
+
+
+def _criteria(query: bytes) -> tuple[tuple[str, str], ...]:
+    """The parameters of an address in their order, empty ones included."""
+    return tuple(parse_qsl(query.decode("latin-1"), keep_blank_values=True)) if query else ()
+
+
+_remembered = lru_cache(maxsize=1024)(_criteria)
 
 
 def _address(scope: Scope) -> dict[str, Any]:

@@ -111,9 +111,7 @@ def _together(call: Call, path: str, kinds: Sequence[Offer], named: Sequence[str
     return _made((call.door.base, path), found[0], tuple(queries), call.access, ",".join(named))
 
 
-def _made(
-    at: tuple[str, str], wanted: Search, queries: tuple[Query, ...], access: Access, types: str = ""
-) -> _Asked:
+def _made(at: tuple[str, str], wanted: Search, queries: tuple[Query, ...], access: Access, types: str = "") -> _Asked:
     """The search at (base, path); `types` are those that its links name."""
     base, path = at
     applied = (*(((TYPES, types),) if types else ()), *wanted.applied)

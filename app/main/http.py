@@ -91,11 +91,11 @@ class _Reply:
     def send(self, message: Message) -> Awaitable[None]:
         if message["type"] == "http.response.start":
             self.status = message["status"]
-            headers = message.setdefault("headers", [])
-            # Each answer is our own list; none names the request before this.
-            message["headers"] = [*headers, (b"x-request-id", self._request_id.encode())]
-            if all(name != NOSNIFF[0] for name, _ in headers):
-                message["headers"].append(NOSNIFF)
+            # A list of our own: an answer may be sent more than once.
+            headers = [*message.get("headers", ()), (b"x-request-id", self._request_id.encode())]
+            if NOSNIFF not in headers:
+                headers.append(NOSNIFF)
+            message["headers"] = headers
         return self._send(message)
 
 

@@ -27,11 +27,13 @@ def bearer(request: Request) -> str:
     if b"access_token" in request.scope["query_string"] and "access_token" in request.query_params:
         raise BadRequest("an access token does not belong in an address; send it as Authorization: Bearer")
     # The first one, as it came: a mapping of all headers would cost more than looking through them.
-    given = next((value for name, value in request.scope["headers"] if name == b"authorization"), b"")
-    scheme, _, value = given.decode("latin-1").partition(" ")
-    if scheme.lower() != "bearer" or not value.strip():
-        raise Unauthenticated
-    return value.strip()
+    for name, given in request.scope["headers"]:
+        if name == b"authorization":
+            scheme, _, value = given.decode("latin-1").partition(" ")
+            if scheme.lower() == "bearer" and (value := value.strip()):
+                return value
+            break
+    raise Unauthenticated
 
 
 def authenticate(store: Store) -> Callable[[str], Access]:

@@ -13,7 +13,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from functools import lru_cache
 from pathlib import Path
 from queue import Empty, SimpleQueue
@@ -120,11 +120,12 @@ class Store:
 
     def give_back(self, connection: Connection) -> None:
         """Keep a reading connection for the next reader."""
-        with self._lock:
-            if not self._closed and len(self._idle) < KEPT:
-                self._idle.append(connection)
-                return
-        connection.close()
+        if self._closed or len(self._idle) >= KEPT:
+            connection.close()
+            return
+        self._idle.append(connection)
+        if self._closed:
+            self._let_go()
 
     def transact(self, work: Callable[[Connection], T]) -> T:
         """Run `work` in one transaction and return its result once it is durable; its exception rolls it back."""
@@ -156,9 +157,13 @@ class Store:
             writer.join()
         if threads is not None:
             threads.shutdown()
-        while self._idle:
-            self._idle.pop().close()
+        self._let_go()
         self.engine.dispose()
+
+    def _let_go(self) -> None:
+        with suppress(IndexError):
+            while True:
+                self._idle.pop().close()
 
     def _postgres(self, work: Callable[[Connection], T]) -> T:
         for _ in range(RETRIES):
