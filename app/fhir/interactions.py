@@ -323,17 +323,24 @@ def _first(call: Call, connection: Connection, draft: Draft, resource_id: str | 
     method = "POST" if call.interaction == "create" else "PUT"
     change = resources.created(call.resource_type, draft, cause=call.cause, resource_id=resource_id, method=method)
     _allow(call, verb, resources.facts_in(call.resource_type, resource_id, change.index))
-    kept = {name: value for name, value in draft.resource.items() if name != "id"}
-    _guard(call, connection, {**kept, "id": resource_id} if resource_id else kept, None)
+    wanted = {name: value for name, value in draft.resource.items() if name != "id"}
+    if resource_id and call.interaction != "create":
+        # Of an id of ours there is no past that a guard could look for.
+        wanted["id"] = resource_id
+    _guard(call, connection, wanted, None)
     return Plan(call, 201, change)
 
 
 def _next(call: Call, connection: Connection, reached: tuple[Stored, Json | None], draft: Draft) -> Plan:
     known, before = reached
-    _allow(call, "u", resources.facts_of({**draft.resource, "id": known.resource_id}))
-    _guard(call, connection, draft.resource, before)
     method = "PATCH" if call.interaction == "patch" else "PUT"
     change = resources.replaced(known, draft, cause=call.cause, method=method)
+    if change is None:
+        facts = resources.facts_of({**draft.resource, "id": known.resource_id})
+    else:
+        facts = resources.facts_in(call.resource_type, known.resource_id, change.index)
+    _allow(call, "u", facts)
+    _guard(call, connection, draft.resource, before)
     return Plan(call, 201 if known.deleted else 200, change, known, before)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -154,6 +155,18 @@ class _Values(Mapping[str, frozenset[Value]]):
 # --- writing -------------------------------------------------------------------------------------------------
 
 
+def new_id() -> str:
+    """A new id: a UUID of version 7 (RFC 9562), whose beginning is the time.
+
+    Ids in the order of time stand together in the index; those of version 4 would touch a page each.
+    """
+    chance = int.from_bytes(os.urandom(10))
+    return str(uuid.UUID(int=now() << 80 | 7 << 76 | (chance >> 68) << 64 | 2 << 62 | chance & _LOW))
+
+
+_LOW = (1 << 62) - 1
+
+
 def created(  # noqa: PLR0913 - a first version has these parts
     resource_type: str,
     draft: Draft,
@@ -164,9 +177,7 @@ def created(  # noqa: PLR0913 - a first version has these parts
     natural_key: str | None = None,
 ) -> Change:
     """The first version of a resource, under an id of ours unless one is given."""
-    new = Stored(
-        resource_type, resource_id or str(uuid.uuid4()), 1, now(), False, draft.body, method=method, cause=cause
-    )
+    new = Stored(resource_type, resource_id or new_id(), 1, now(), False, draft.body, method=method, cause=cause)
     return _change(new, draft, None, natural_key)
 
 

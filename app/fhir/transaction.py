@@ -7,7 +7,6 @@ The entries of a batch know nothing of each other.
 
 from __future__ import annotations
 
-import uuid
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -345,7 +344,7 @@ def _find(running: Run, step: Step) -> None:
         if found is not None:
             step.plan = Plan(call, 200, stored=found)
             return
-        step.new_id = str(uuid.uuid4())
+        step.new_id = resources.new_id()
     elif call.interaction == "update" and not call.resource_id:
         _find_updated(running, step)
 
@@ -365,7 +364,7 @@ def _find_updated(running: Run, step: Step) -> None:
         call.permit("c")
     if found is None and given:
         interactions.require_free(call, running.connection, given)
-    identity = found.resource_id if found else given or str(uuid.uuid4())
+    identity = found.resource_id if found else given or resources.new_id()
     _claim(running, step, (call.resource_type, identity))
     step.call = replace(call, resource_id=identity, criteria=(), draft=resources.identified(draft, identity))
 

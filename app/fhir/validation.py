@@ -166,8 +166,9 @@ _NO_CONTENT = frozenset({"id"})
 def _check_names(structure: Structure, node: Json, place: Place, run: Run) -> None:
     scalars, members = structure.scalars, structure.members
     for name, content in node.items():
-        if name in scalars:
-            kind, good, shown, test = scalars[name]
+        scalar = scalars.get(name)
+        if scalar is not None:
+            kind, good, shown, test = scalar
             if type(content) is kind and good(content):
                 continue
             fault = test(content)
@@ -355,7 +356,35 @@ def _check(element: Element, kind: Kind) -> Check:
     if element.value_set is not None and definitions.codes(element.value_set):
         return partial(_check_concept, element.value_set)
     narrowed = next(iter(kind.narrowed), kind.name)
-    return partial(check_object, narrowed)
+    check = partial(check_object, narrowed)
+    return _remembering(check) if narrowed == "Coding" else check
+
+
+def _remembering(check: Check) -> Check:
+    """Many codings in a row are equal, such as the class of each image: one found good is good again.
+
+    Only texts are remembered: they equal nothing but themselves, and whether they are good depends on no other place.
+    """
+    known: Any = object()
+
+    def remembered(value: Any, place: Place, run: Run) -> None:
+        nonlocal known
+        if value == known:
+            return
+        faults = len(run.issues)
+        check(value, place, run)
+        if len(run.issues) == faults and _is_brief(value):
+            known = dict(value)
+
+    return remembered
+
+
+_BRIEF = 300
+
+
+def _is_brief(value: Json) -> bool:
+    texts = value.values()
+    return all(type(text) is str for text in texts) and sum(map(len, texts)) <= _BRIEF
 
 
 # --- members ---------------------------------------------------------------------------------------------------

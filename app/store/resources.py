@@ -93,6 +93,8 @@ _OLD_COLUMNS = (
 
 def current(connection: Connection, resource_type: str, resource_id: str, *, for_update: bool = False) -> Stored | None:
     """The current version, deleted ones included; for update it is locked until the transaction ends."""
+    if not resource_id:
+        return None
     sql = f"SELECT {_COLUMNS} FROM resource r WHERE r.resource_type = ? AND r.resource_id = ?"
     row = run(connection, sql + _locked(connection, for_update), (resource_type, resource_id)).fetchone()
     return _stored(row) if row else None

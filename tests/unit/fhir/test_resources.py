@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
@@ -94,6 +95,42 @@ def test_id_and_meta_stay_where_the_client_put_them_and_its_other_meta_is_kept(s
     when = resources.instant(stored.updated)
     meta = f'"meta":{{"tag":[{{"code":"x"}}],"versionId":"1","lastUpdated":"{when}"}}'
     assert stored.body == f'{{"active":true,{meta},"id":"p1","resourceType":"Patient"}}'.encode()
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"resourceType":"Patient","active":true,"gender":"female"}',
+        b'{"resourceType":"Patient", "active" : true ,\n "gender":"female"}',
+        b'{"resourceType":"Patient","active":true,"gender":"female"}\n',
+        b'{ "active":true,"resourceType":"Patient","gender":"female"}',
+        b'{"resourceType":"Patient","active":true,"gender":"female","id":"another"}',
+        b'{"resourceType":"Patient","active":true,"gender":"female","id":"p9"}',
+        b'{"resourceType":"Patient","id":"p9","active":true,"gender":"female"}',
+        b'{"resourceType":"Patient","active":true,"gender":"female","meta":{"versionId":"7"}}',
+    ],
+)
+def test_wherever_a_body_has_its_type_id_and_meta_the_stored_one_has_each_once(store: Store, body: bytes) -> None:
+    stored = keep(store, "Patient", "p9", body)
+    assert stored.body.startswith(b"{")
+    assert stored.body.endswith(b"}")
+    pairs: list[tuple[str, Any]] = json.loads(stored.body, object_pairs_hook=list)
+    assert sorted(name for name, _ in pairs) == ["active", "gender", "id", "meta", "resourceType"]
+    found = dict(pairs)
+    assert (found["id"], dict(found["meta"])["versionId"], found["active"], found["gender"]) == (
+        "p9",
+        "1",
+        True,
+        "female",
+    )
+
+
+def test_new_ids_are_uuids_that_begin_with_the_time() -> None:
+    first = [uuid.UUID(resources.new_id()) for _ in range(20)]
+    later = uuid.UUID(resources.new_id())
+    assert len({*first, later}) == 21
+    assert {(one.version, one.variant) for one in (*first, later)} == {(7, uuid.RFC_4122)}
+    assert all(one.int >> 80 <= later.int >> 80 for one in first)
 
 
 def test_equal_content_makes_no_new_version_and_another_decimal_precision_does(store: Store) -> None:

@@ -489,6 +489,27 @@ def test_what_is_legal_but_rare_passes(name: str, changes: dict[str, Any]) -> No
     assert found(changed(name, changes)) == []
 
 
+def test_a_coding_like_the_one_before_is_judged_by_what_it_says() -> None:
+    good, faulty = dict(CT), {**CT, "code": ""}
+    series = [
+        {"uid": f"1.{number}", "modality": one} for number, one in enumerate((good, {**CT, "code": True}, good, {}))
+    ]
+    series += [
+        {"uid": "1.9", "modality": faulty},
+        {"uid": "1.10", "modality": dict(faulty)},
+        {"uid": "1.11", "modality": good},
+    ]
+    for _ in range(2):
+        issues = validation.validate(changed("ImagingStudy", {"series": series}))
+        places = [issue.expression for issue in issues]
+        assert places == [
+            "ImagingStudy.series[1].modality.code",
+            "ImagingStudy.series[3].modality",
+            "ImagingStudy.series[4].modality.code",
+            "ImagingStudy.series[5].modality.code",
+        ]
+
+
 def test_all_issues_are_collected() -> None:
     study = changed(
         "ImagingStudy",
