@@ -136,14 +136,6 @@ SERIES: tuple[Row, ...] = (
     ),
     Row("extension", ("AnatomicRegionSequence", "AnatomicRegionModifierSequence"), lambda header, _: _region(header)),
 )  # fmt: skip
-INSTANCE: Mapping[str, tuple[str, ...]] = {
-    "uid": ("SOPInstanceUID",),
-    "sopClass": ("SOPClassUID",),
-    "number": ("InstanceNumber",),
-    "title": TITLES,
-    "extension": ("NumberOfFrames", "TransferSyntaxUID"),
-}
-"""What an instance says, mostly from the archive's index: no file is read for it."""
 
 
 # --- series and instances --------------------------------------------------------------------------------------
