@@ -38,15 +38,16 @@ def seed(connection: Connection, settings: Settings) -> None:
 
     HL7's definitions are not validated again here: the tests judge all of them.
     """
-    own = [Draft(one, resources.dumps(one)) for one in guide.resources(settings)]
-    last = guide.guide(
-        (draft.resource for draft in own if draft.resource["resourceType"] != "CapabilityStatement"), _digest(own)
-    )
+    drafts = [Draft(one, resources.dumps(one)) for one in guide.resources(settings)]
+    # The statement tells where this installation is: another address alone makes no other definitions.
+    statement = [draft for draft in drafts if draft.resource["resourceType"] == "CapabilityStatement"]
+    own = [draft for draft in drafts if draft not in statement]
+    last = guide.guide((draft.resource for draft in own), _digest(own))
     rows.lock(connection, CAUSE)
+    wanted = _write(connection, statement)
     known = resources.read(connection, *_GUIDE)
     if known and known["version"] == last["version"]:
         return
-    wanted: set[tuple[str, str]] = set()
     for some in _parts(chain(published(), own, [Draft(last, resources.dumps(last))])):
         wanted |= _write(connection, some)
     _withdraw(connection, wanted)

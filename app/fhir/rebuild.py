@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from sqlalchemy.engine import Connection
 
 from app.errors import ConfigurationError
-from app.fhir import index, registry, resources, site
+from app.fhir import conformance, index, registry, resources, site
 from app.settings import Settings
 from app.store import resources as rows
 from app.store import schema
@@ -29,7 +29,7 @@ def require_current(store: Store) -> None:
 
 
 def upgrade(settings: Settings, progress: Progress = lambda _kind, _done: None) -> None:
-    """Bring the database to head, and its index with it when it was built for other parameters."""
+    """Bring the database to head, its index too when it was built for other parameters, and what is published."""
     site.settle(settings.fhir_base, settings.zone)
     store = Store(settings.database)
     try:
@@ -38,6 +38,8 @@ def upgrade(settings: Settings, progress: Progress = lambda _kind, _done: None) 
             fits = is_current(connection)
         if not fits:
             rebuild(store, progress)
+        # Each start looks at it; here it is written, so that a process begins to serve sooner.
+        store.transact(lambda connection: conformance.seed(connection, settings))
     finally:
         store.close()
 
