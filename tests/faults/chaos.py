@@ -15,7 +15,7 @@ import subprocess
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,15 +25,19 @@ import httpx
 from pydantic import SecretStr
 from pydicom.dataset import Dataset
 
+from app.dicom.orthanc import Orthanc as Client
 from app.fhir import rebuild, resources
 from app.settings import Settings
 from app.store.database import Store
+from app.workflow import site as workflow_site
+from app.workflow.site import Archive
 from tests.faults import oracle
 from tests.faults.nursery import Nursery, Process
 from tests.faults.oracle import Verdict
 from tests.faults.proxy import Proxy
 from tests.orthanc import phantoms
 from tests.orthanc.conftest import Orthanc, configuration
+from tests.orthanc.hospital import Hospital
 from tests.processes import answers, free_port, program, wait_until
 
 Json = dict[str, Any]
@@ -47,6 +51,8 @@ KINDS = {
 }
 REGISTERED = ("P-1", "P-2")
 STRANGERS = ("S-1", "S-2", "S-3")
+ORDERS = 2
+"""So many orders has each registered patient."""
 CROWD, MASS = 24, 20
 """So many studies stand in a round that takes them all away; what counts as a mass."""
 
@@ -147,6 +153,15 @@ def _answers(client: httpx.Client) -> bool:
 # --- the clinic --------------------------------------------------------------------------------------------------
 
 
+@dataclass(frozen=True, slots=True)
+class Ordered:
+    """What a scanner got of an order from its worklist."""
+
+    study_uid: str
+    accession: str
+    mrn: str
+
+
 @dataclass
 class Clinic:
     """Whoever stores, deletes and changes: each deed is one or a few requests to the archive itself."""
@@ -154,14 +169,26 @@ class Clinic:
     seed: int
     pacs: httpx.Client
     overwrite: bool
+    ordered: Sequence[Ordered] = ()
     made: int = 0
     sent: dict[str, Dataset] = field(default_factory=dict)
     """Every image by its SOP Instance UID, as it was last sent."""
+    accessions: dict[str, str] = field(default_factory=dict)
+    """The accession number of each ordered study."""
 
     # --- deeds -----------------------------------------------------------------------------------------------------
 
     def new_study(self, chance: random.Random) -> None:
         self._study(chance, chance.choice(REGISTERED + STRANGERS))
+
+    def ordered_study(self, chance: random.Random) -> None:
+        """Images of an order; some scanners make a Study Instance UID of their own."""
+        order = chance.choice(self.ordered)
+        self.made += 1
+        study = order.study_uid if chance.random() < 0.7 else f"1.2.{self.seed}.{self.made}"
+        self.accessions[study] = order.accession
+        for _ in range(chance.randint(1, 3)):
+            self._send(self._image(study, order.mrn, "CT", chance))
 
     def twin(self, chance: random.Random) -> None:
         """The same Study Instance UID for another patient, as a scanner with a bad clock makes it."""
@@ -182,7 +209,9 @@ class Clinic:
         """A structured report beside the images."""
         for image in self._pick(chance, 1):
             study, uid = str(image.StudyInstanceUID), self._uid(str(image.StudyInstanceUID))
-            self._send(phantoms.report(mrn=str(image.PatientID), study=study, series=uid, instance=f"{uid}.1"))
+            made = phantoms.report(mrn=str(image.PatientID), study=study, series=uid, instance=f"{uid}.1")
+            made.AccessionNumber = image.AccessionNumber
+            self._send(made)
 
     def send_again(self, chance: random.Random) -> None:
         for image in self._pick(chance, 2):
@@ -268,6 +297,7 @@ class Clinic:
         series = series or self._uid(study)
         image = phantoms.image(mrn=mrn, study=study, series=series, instance=self._uid(series))
         image.Modality, image.SOPClassUID = kind, KINDS[kind]
+        image.AccessionNumber = self.accessions.get(study, image.AccessionNumber)
         image.SeriesNumber = int(series.rsplit(".", 1)[1])
         image.StudyTime = f"{chance.randrange(24):02d}{chance.randrange(60):02d}00"
         return image
@@ -303,6 +333,7 @@ class Clinic:
 
 DEEDS: dict[str, tuple[int, Callable[[Clinic, random.Random], None]]] = {
     "new study": (20, Clinic.new_study),
+    "ordered study": (6, Clinic.ordered_study),
     "twin": (2, Clinic.twin),
     "late image": (12, Clinic.late_image),
     "report": (3, Clinic.report),
@@ -327,6 +358,8 @@ FAULTS: dict[str, int] = {
     "kill worker": 8,
     "stop worker": 2,
     "second worker": 2,
+    "kill reconcile": 2,
+    "kill rebuild": 1,
     "kill archive": 6,
     "restart archive": 2,
 }
@@ -386,6 +419,8 @@ class Site:
             repair()
 
     def end(self) -> None:
+        for _, repair in self.repairs:
+            repair()
         for worker in self.workers:
             worker.kill()
         self.pacs.kill()
@@ -471,6 +506,9 @@ class Play:
             at.repairs.append((mended, at.network.restore))
         elif name == "second worker":
             at.work()
+        elif name in {"kill reconcile", "kill rebuild"}:
+            command = at.run("sync", name.removeprefix("kill "))
+            at.repairs.append((mended, command.kill))
         elif name in {"kill worker", "stop worker"}:
             worker = at.workers.pop(chance.randrange(len(at.workers))) if at.workers else None
             if worker is not None:
@@ -506,7 +544,6 @@ def play(seed: int, url: str, folder: Path, nursery: Nursery) -> Round:
     rebuild.upgrade(Settings(database_url=SecretStr(url)))
     store = Store(url)
     try:
-        _register(store)
         _play(done, store, url, (folder, nursery))
     except (AssertionError, httpx.HTTPError) as error:
         done.verdict.problems.append(f"the round did not come to its end: {type(error).__name__}: {error}")
@@ -520,15 +557,16 @@ def _play(done: Round, store: Store, url: str, where: tuple[Path, Nursery]) -> N
     chance = random.Random(done.seed)
     overwrite = chance.random() < 0.5
     with site(*where, url, overwrite=overwrite) as at, at.pacs.server.client() as pacs:
-        under_way = Play(done, at, Clinic(done.seed, pacs, overwrite), store, _disasters(chance))
+        clinic = Clinic(done.seed, pacs, overwrite, _register(store, at, pacs))
+        under_way = Play(done, at, clinic, store, _disasters(chance))
         _begin(under_way)
         for step in range(STEPS):
             under_way.step(step)
         _end(under_way)
 
 
-def _register(store: Store) -> None:
-    """Some patients are known before their images come."""
+def _register(store: Store, at: Site, pacs: httpx.Client) -> list[Ordered]:
+    """Some patients are known before their images come, and some have orders."""
     for mrn in REGISTERED:
         patient = {
             "resourceType": "Patient",
@@ -537,6 +575,14 @@ def _register(store: Store) -> None:
             "name": [{"family": "Known"}],
         }
         store.transact(lambda connection, patient=patient: resources.put(connection, patient, cause="test"))
+    ordered = []
+    with Client(at.pacs.server.url, at.pacs.server.username, at.pacs.server.password) as orthanc:
+        desk = Hospital(Archive(store, orthanc, workflow_site.of(Settings())), at.pacs.server, pacs)
+        for mrn in REGISTERED * ORDERS:
+            desk.patient_id = f"known-{mrn}"
+            item = desk.item(desk.order())
+            ordered.append(Ordered(str(item.StudyInstanceUID), str(item.AccessionNumber), mrn))
+    return ordered
 
 
 def _disasters(chance: random.Random) -> dict[int, str]:

@@ -84,6 +84,7 @@ class Published:
     studies: Sequence[Json]
     patients: Mapping[str, Json]
     tasks: Sequence[Json]
+    orders: Sequence[Json]
     versions: Mapping[str, Sequence[Json]]
     known: Sequence[Mapping[str, Any]]
     members: Sequence[tuple[str, ...]]
@@ -114,11 +115,12 @@ def read(connection: Connection) -> Published:
         versions[one["id"]].append(one)
     patients = {one["id"]: one for one in current if one["resourceType"] == "Patient"}
     tasks = [one for one in current if one["resourceType"] == "Task"]
-    return Published(studies, patients, tasks, versions, known, members)
+    orders = [one for one in current if one["resourceType"] == "ServiceRequest"]
+    return Published(studies, patients, tasks, orders, versions, known, members)
 
 
 def _current(connection: Connection) -> Iterator[Json]:
-    kinds = ("ImagingStudy", "Patient", "Task")
+    kinds = ("ImagingStudy", "Patient", "Task", "ServiceRequest")
     rows = sa.select(tables.resource.c.body).where(
         tables.resource.c.resource_type.in_(kinds), tables.resource.c.deleted.is_(False)
     )
@@ -164,7 +166,7 @@ def compare(held: Sequence[Held], said: Published) -> Verdict:
             verdict.problems.append(f"study {study.uid} of {study.mrn}: {len(found)} available ImagingStudies")
             continue
         told[study.orthanc_id] = found[0]["id"]
-        differences = list(_differences(study, found[0]))
+        differences = [*_differences(study, found[0]), *_order(study, found[0], said)]
         verdict.lost += sum(one.startswith("lost") for one in differences)
         verdict.duplicated += sum(one.startswith("twice") for one in differences)
         verdict.problems += [f"study {study.uid}: {one}" for one in differences]
@@ -228,16 +230,38 @@ def _series(study: Held, entry: Json, files: Sequence[Mapping[str, Any]]) -> Ite
         yield from _unequal(where + "number", _number(agreed["SeriesNumber"]), entry.get("number"))
 
 
+def _order(study: Held, one: Json, said: Published) -> Iterator[str]:
+    """The order that reserved the study's UID, else the one whose accession number all files have; of its patient."""
+    if study.copied:
+        return
+    number = study.agreed("AccessionNumber")
+    found = [order for order in said.orders if _uid(order) == study.uid]
+    if not found and number is None and any(file.get("AccessionNumber") for file in study.files.values()):
+        return
+    found = found or [order for order in said.orders if number and number in _accessions(order)]
+    own = [order["id"] for order in found if order["subject"] == one["subject"]]
+    linked = [reference["reference"].removeprefix("ServiceRequest/") for reference in one.get("basedOn", [])]
+    yield from _unequal("basedOn", own if len(own) == 1 else [], linked)
+
+
+def _accessions(order: Json) -> list[str]:
+    return [entry["value"] for entry in order["identifier"] if _type(entry) == "ACSN"]
+
+
 def _the_others(held: Sequence[Held], said: Published, told: set[str], verdict: Verdict) -> None:
     """Every ImagingStudy that no study of the archive stands behind is withdrawn, or was replaced by another."""
     uids = Counter(_uid(one) for one in said.studies)
+    reserved = {_uid(one) for one in said.orders}
     for one in said.studies:
         if one["id"] in told:
             continue
         if one["status"] == "available":
             verdict.duplicated += any(_uid(one) == study.uid for study in held)
             verdict.problems.append(f"ImagingStudy {one['id']} of {_uid(one)} is available without a study behind it")
-        elif one["status"] == "entered-in-error" and uids[_uid(one)] > 1:
+        elif one["status"] == "entered-in-error" and (uids[_uid(one)] > 1 or _uid(one) in reserved):
+            # Told of under another patient, or its order's images came under another UID.
+            continue
+        elif one["status"] == "registered" and _uid(one) in reserved and not one.get("numberOfInstances"):
             continue
         elif not _is_withdrawn(one):
             verdict.problems.append(f"ImagingStudy {one['id']} of {_uid(one)} is {one['status']} and not withdrawn")

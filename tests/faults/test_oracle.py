@@ -31,11 +31,12 @@ pytestmark = pytest.mark.orthanc
 Json = dict[str, Any]
 ZONE = ZoneInfo("Europe/Berlin")
 """The hospital's."""
-STAYS, GOES = "1.2.66.1", "1.2.66.2"
+STAYS, GOES, ORDERED = "1.2.66.1", "1.2.66.2", "1.2.66.3"
 
 
 def filled(at: Hospital) -> None:
-    """Two series of two images, a copy of them without a name, and a study that went."""
+    """Two series of two images, a copy of them without a name, a study of an order, and a study that went."""
+    at.send(at.image(at.order(identifier=[{"system": "urn:dicom:uid", "value": f"urn:oid:{ORDERED}"}])))
     for series in ("1", "2"):
         for number in ("1", "2"):
             uid = f"{STAYS}.{series}"
@@ -112,7 +113,8 @@ def study_forgotten(connection: Connection) -> None:
 
 def asked_twice(connection: Connection) -> None:
     kind = tables.resource.c.resource_type == "Task"
-    row = dict(connection.execute(sa.select(tables.resource).where(kind)).mappings().first() or {})
+    rows = [dict(one) for one in connection.execute(sa.select(tables.resource).where(kind)).mappings()]
+    row = next(one for one in rows if json.loads(one["body"])["status"] == "requested")
     del row["rid"]
     row |= {"resource_id": "again", "natural_key": None}
     connection.execute(tables.resource.insert().values(**row))
@@ -142,6 +144,11 @@ TAMPERED: dict[str, tuple[Callable[[Connection], None], str]] = {
     "the description": (edited(lambda one: one.update(description="another")), "description"),
     "the time": (edited(lambda one: one.update(started="2026-03-01T10:16:00+00:00")), "started"),
     "the accession number": (edited(lambda one: one["identifier"].pop(1)), "accession"),
+    "the order": (edited(lambda one: one.pop("basedOn"), ORDERED), "basedOn"),
+    "an order of others": (
+        edited(lambda one: one.update(basedOn=[{"reference": "ServiceRequest/other"}])),
+        "basedOn",
+    ),
     "the endpoint": (edited(lambda one: one.pop("endpoint")), "no endpoint"),
     "a second ImagingStudy": (doubled, "2 available"),
     "no ImagingStudy": (removed, "0 available"),
@@ -162,7 +169,7 @@ def sound(both: Hospital) -> Hospital:
 def test_a_sound_store_has_no_fault(sound: Hospital) -> None:
     verdict = oracle.judge(sound.pacs, sound.store, ZONE)
     assert verdict.problems == []
-    assert (verdict.studies, verdict.instances, verdict.withdrawn) == (2, 8, 1)
+    assert (verdict.studies, verdict.instances, verdict.withdrawn) == (3, 9, 1)
 
 
 class Undone(Exception):
