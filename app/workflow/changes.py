@@ -38,6 +38,8 @@ ANOTHER_SECONDS = 30
 
 QUIET_MS, QUIETEST_MS = 150, 600
 """A published study is written again when its images have paused for so long: longer, the longer they have come."""
+PAUSES = 4
+"""After so many pauses the next must be twice as long: an examination of an hour is not written for each image."""
 FIRST_INTERVAL, GROWTH = 4, 4
 """While they do not pause it is written after 4 s, 16 s, 64 s …: a study of any length gets a handful of versions."""
 PAUSE_SECONDS = 5
@@ -52,6 +54,14 @@ class Burst:
     start: float
     last: float
     count: int
+    pauses: int = 0
+    """How often they paused for so long that the study was written."""
+
+    def more(self, moment: float, images: int) -> None:
+        """More of them come."""
+        if (moment - self.last) * 1000 > pace(self)[0]:
+            self.pauses += 1
+        self.last, self.count = moment, self.count + images
 
 
 @dataclass(slots=True)
@@ -138,7 +148,7 @@ def _follow(reader: Reader, changes: Iterable[Change]) -> set[str]:
         if burst is None or moment - burst.last > PAUSE_SECONDS:
             burst = reader.bursts[one.study] = Burst(moment, moment, 0)
             started.add(one.study)
-        burst.last, burst.count = moment, burst.count + (one.kind == "NewInstance")
+        burst.more(moment, one.kind == "NewInstance")
     return started
 
 
@@ -156,7 +166,8 @@ def pace(burst: Burst) -> tuple[int, int]:
     """How long to wait for a pause, and at the longest, in ms."""
     lasted = burst.last - burst.start
     rhythm = lasted / max(burst.count - 1, 1)
-    quiet = min(max(QUIET_MS, 4000 * rhythm, 50 * lasted), QUIETEST_MS)
+    longest = min(QUIETEST_MS * 2 ** (burst.pauses // PAUSES), PAUSE_SECONDS * 1000)
+    quiet = min(max(QUIET_MS, 4000 * rhythm, 50 * lasted), longest)
     interval = FIRST_INTERVAL
     while interval <= lasted:
         interval *= GROWTH
