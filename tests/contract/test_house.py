@@ -18,7 +18,13 @@ from app.settings import Settings
 ROOT = Path(__file__).parents[2]
 LINK = re.compile(r"!?\[[^\]]*\]\(([^)\s]+)\)")
 HEADING = re.compile(r"^#+ (.+)$", re.MULTILINE)
-OUTSIDE = {"ISOCENTER_CONFIG": "read before the settings", "ISOCENTER_OHIF_TARBALL": "of the set-up"}
+OUTSIDE = {
+    "ISOCENTER_CONFIG": "read before the settings",
+    "ISOCENTER_OHIF_TARBALL": "of the set-up",
+    "ISOCENTER_CHAOS_ROUNDS": "of the tests",
+    "ISOCENTER_CHAOS_SEED": "of the tests",
+    "ISOCENTER_CHAOS_STEPS": "of the tests",
+}
 CHOSEN = re.compile(r"`(ISOCENTER_[A-Z0-9_]+)`")
 
 
