@@ -16,6 +16,8 @@ _FORM = re.compile(
     r"(?:T(?P<hour>\d\d):(?P<minute>\d\d)(?::(?P<second>\d\d)(?:\.(?P<fraction>\d+))?)?(?P<zone>Z|[+-]\d\d:\d\d)?)?)?)?",
     re.ASCII,
 )
+_WHOLE = re.compile(r"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:Z|[+-]\d\d:\d\d)", re.ASCII).fullmatch
+"""What nearly all times of machines are, which the library reads in a tenth of the time."""
 
 LEAST = -(2**62)
 MOST = 2**62
@@ -26,6 +28,13 @@ Interval = tuple[int, int]
 
 def interval(text: str, zone: tzinfo | None = None) -> Interval | None:
     """[lo, hi) of a date, dateTime or instant of any precision; None when it is none."""
+    try:
+        if _WHOLE(text):
+            lo = (datetime.fromisoformat(text) - _EPOCH) // _MILLISECOND
+            return lo, lo + 1000
+    except ValueError:
+        # A leap second, or nothing in the calendar.
+        pass
     found = _FORM.fullmatch(text)
     if found is None:
         return None

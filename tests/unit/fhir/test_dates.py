@@ -77,3 +77,24 @@ def test_days_follow_each_other_without_a_gap_for_a_whole_year() -> None:
 @pytest.mark.usefixtures("in_berlin")
 def test_where_nothing_is_said_the_zone_is_the_sites() -> None:
     assert dates.interval("2024-01-10") == dates.interval("2024-01-10", BERLIN)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "2024-02-29T23:59:59Z",
+        "2016-12-31T23:59:60Z",
+        "2023-02-29T00:00:00Z",
+        "2024-01-10T12:00:00+14:00",
+        "2024-01-10T12:00:00-00:00",
+        "2024-01-10T12:00:00+99:99",
+        "2024-01-10T24:00:00Z",
+        "0000-01-01T00:00:00Z",
+        "0001-01-01T00:00:00+14:00",
+        "9999-12-31T23:59:59-14:00",
+    ],
+)
+def test_a_second_begins_where_its_first_millisecond_does(text: str) -> None:
+    whole = dates.interval(text)
+    first = dates.interval(f"{text[:19]}.000{text[19:]}")
+    assert whole == (first and (first[0], first[0] + 1000))
