@@ -79,7 +79,8 @@ def _is_words(code: Code) -> bool:
 
 def line(text: str) -> str:
     """One line without doubled spaces and control characters, as a FHIR code and string must be."""
-    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+    shown = text if text.isprintable() else "".join(sign if sign.isprintable() else " " for sign in text)
+    return " ".join(shown.split())
 
 
 def language(code: str | None) -> str | None:

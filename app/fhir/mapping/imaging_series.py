@@ -147,7 +147,7 @@ def series(facts: SeriesFacts, zone: tzinfo) -> Json:
     if len(facts.instances) == 1:
         # An image's own laterality is that of the series only when the image is the whole of it.
         found.setdefault("laterality", OF_ONE_IMAGE.get(values.text(facts.header.get("ImageLaterality")) or ""))
-    syntaxes = sorted({uid for one in facts.instances if (uid := values.identity(one.syntax))})
+    syntaxes = sorted({uid for one in {each.syntax for each in facts.instances} if (uid := values.identity(one))})
     apart = len(syntaxes) > 1
     instances = sorted(facts.instances, key=instance_order)
     made: Json = {
@@ -169,9 +169,9 @@ def issues(facts: SeriesFacts) -> Iterator[quality.Issue]:
             yield quality.UNLISTED, "SOPInstanceUID", facts.uid
         if not values.identity(one.sop_class):
             yield quality.MISSING, "SOPClassUID", facts.uid
-        if values.text(one.number) and values.unsigned(one.number) is None:
+        if one.number and values.unsigned(one.number) is None and values.text(one.number):
             yield quality.INVALID, "InstanceNumber", facts.uid
-        if values.text(one.frames) and values.positive(one.frames) is None:
+        if one.frames and values.positive(one.frames) is None and values.text(one.frames):
             yield quality.INVALID, "NumberOfFrames", facts.uid
 
 
@@ -188,14 +188,13 @@ def instance_order(instance: Instance) -> tuple[int, str]:
 
 
 def _instance(instance: Instance, facts: SeriesFacts, *, apart: bool) -> Json:
-    sop_class, frames, syntax = (
-        values.identity(instance.sop_class), values.positive(instance.frames), values.identity(instance.syntax)
-    )  # fmt: skip
+    sop_class, syntax = values.identity(instance.sop_class), values.identity(instance.syntax) if apart else None
+    frames = values.positive(instance.frames) if instance.frames else None
     header = facts.titled.get(instance.sop_uid)
     made: Json = {
         "extension": [
             *([{"url": terms.NUMBER_OF_FRAMES, "valuePositiveInt": frames}] if frames else []),
-            *([_syntax(syntax)] if apart and syntax else []),
+            *([_syntax(syntax)] if syntax else []),
         ],
         "uid": values.identity(instance.sop_uid),
         "sopClass": {"system": "urn:ietf:rfc:3986", **({"code": values.oid(sop_class)} if sop_class else {})},

@@ -42,6 +42,8 @@ def verbatim(value: Any) -> str | None:
 
 def identity(value: Any) -> str | None:
     """A UID that can be a FHIR id, or None."""
+    if isinstance(value, str) and FHIR_ID.fullmatch(value):
+        return value
     found = text(value)
     return found if found and FHIR_ID.fullmatch(found) else None
 
