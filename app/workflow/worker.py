@@ -34,7 +34,7 @@ BUSY_SECONDS = 3.0
 """So long after the last change the archive is asked more often."""
 DUE_SECONDS = 0.03
 OUTBOX_SECONDS = 0.2
-LEASE_SECONDS = 10.0
+LEASE_SECONDS = 6.0
 BEAT_SECONDS, LIFE_SECONDS = 1.0, 5.0
 """How often a worker says that it lives, and how long that is believed."""
 LONGEST_PAUSE = 10.0
@@ -142,6 +142,25 @@ class Rebuilder:
             _failed("rebuild", error)
 
 
+def rebuild_until(at: Archive, done: Callable[[], bool]) -> None:
+    """Look at marked studies until this is true, beside whatever worker runs."""
+    owner = born(at)
+    rebuilder, beaten = Rebuilder(at, owner), time.monotonic()
+    try:
+        while not done():
+            if time.monotonic() - beaten > BEAT_SECONDS:
+                _say_alive(at, owner)
+                beaten = time.monotonic()
+            time.sleep(DUE_SECONDS / 3 if rebuilder.turn() else DUE_SECONDS)
+    finally:
+        rebuilder.close()
+        dead(at, owner)
+
+
+def _say_alive(at: Archive, owner: str) -> None:
+    at.store.transact(lambda connection: sync.live(connection, owner, seconds=LIFE_SECONDS))
+
+
 # --- the loops -------------------------------------------------------------------------------------------------------
 
 
@@ -176,7 +195,7 @@ def loops(at: Archive, owner: str, rebuilder: Rebuilder) -> list[Loop]:
     """Every loop of a worker; any number of workers may run them side by side."""
 
     def beat() -> float:
-        at.store.transact(lambda connection: sync.live(connection, owner, seconds=LIFE_SECONDS))
+        _say_alive(at, owner)
         return BEAT_SECONDS
 
     return [
