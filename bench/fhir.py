@@ -73,9 +73,9 @@ def measure(url: str, folder: Path) -> Measured:
     timed(f"{smaller} studies", lambda: _hospital.fill(store, 0, smaller, PATIENTS))
     settle(store)
     with served(url, folder) as (port, began, pid):
-        before = growing(Site(port, token, pid))
         found.tell("start-up until /health answers", f"{began:.2f} s")
         found.tell("start-up: processor time", f"{processor(pid):.2f} s")
+        before = growing(Site(port, token, pid))
         found.tell("idle memory (RSS after the first requests)", f"{memory(pid):.0f} MB")
     timed(f"{STUDIES} studies", lambda: _hospital.fill(store, smaller, STUDIES, PATIENTS))
     settle(store)
