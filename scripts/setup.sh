@@ -113,6 +113,8 @@ sync_python() {
     [ -x .venv/bin/isocenter ] || say "Python packages of uv.lock"
     uv sync --frozen >>"$LOG" 2>&1 9>&- ||
         stop "The Python packages could not be installed (see $LOG): check the network to PyPI, then repeat."
+    # uv has compiled the packages, but not what lies here: the first start would.
+    .venv/bin/python -m compileall -q app >>"$LOG" 2>&1 9>&- || true
 }
 
 install_viewer() {
