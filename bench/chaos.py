@@ -142,6 +142,8 @@ def column(rounds: Sequence[Round]) -> dict[str, str]:
         "network cut, stalled, slowed, broken off": f"{network:,}",
         "change log cleared": f"{done['clear changes']:,}",
         "archive emptied / put back to an older copy": f"{done['wipe']:,} / {done['restore']:,}",
+        "worker frozen until others had its work": f"{done['freeze']:,}",
+        "reconcile or rebuild killed": f"{done['kill reconcile'] + done['kill rebuild']:,}",
         "withdrawals held back until a person accepted": f"{done['held back']:,}",
         "studies / instances compared at the end": (
             f"{sum(one.studies for one in said):,} / {sum(one.instances for one in said):,}"

@@ -51,6 +51,8 @@ KINDS = {
 }
 REGISTERED = ("P-1", "P-2")
 STRANGERS = ("S-1", "S-2", "S-3")
+FROZEN_SECONDS = 7.0
+"""Longer than a worker that says nothing is believed to live."""
 ORDERS = 2
 """So many orders has each registered patient."""
 CROWD, MASS = 24, 20
@@ -198,7 +200,7 @@ class Clinic:
 
     def late_image(self, chance: random.Random) -> None:
         for image in self._pick(chance, 1):
-            series = str(image.SeriesInstanceUID) if chance.random() < 0.5 else None
+            series = str(image.SeriesInstanceUID) if image.Modality in KINDS and chance.random() < 0.5 else None
             kind = str(image.Modality) if series else chance.choice(list(KINDS))
             late = self._image(str(image.StudyInstanceUID), str(image.PatientID), kind, chance, series)
             if series:
@@ -481,9 +483,26 @@ class Play:
             wait_until(lambda: len(oracle.published(self.store).available()) >= MASS, "a crowd of studies", 60)
         elif name == "wipe":
             self.clinic.wipe(chance)
+        elif name == "freeze":
+            self.mend()
+            self._freeze()
         else:
             self.at.pacs.keep() if name == "back up" else self.at.pacs.put_back()
             self.at.pacs.start()
+
+    def _freeze(self) -> None:
+        """One worker stands still for longer than others believe it to live, and goes on when another has its work."""
+        frozen, began = self.at.workers.pop(), time.monotonic()
+        frozen.freeze()
+        self.at.work()
+
+        def thaw() -> None:
+            # Until then it must stand still: this is the fault itself, not a wait for something.
+            threading.Event().wait(max(0.0, began + FROZEN_SECONDS - time.monotonic()))
+            frozen.thaw()
+            self.at.workers.append(frozen)
+
+        self.at.repairs.append((STEPS, thaw))
 
     def mend(self) -> None:
         """Everything that is broken comes back, and at least one worker works."""
@@ -586,13 +605,13 @@ def _register(store: Store, at: Site, pacs: httpx.Client) -> list[Ordered]:
 
 
 def _disasters(chance: random.Random) -> dict[int, str]:
-    """What only some rounds have: everything goes at once, or an older copy of the database comes back."""
+    """What only some rounds have: everything goes, an older copy of the database comes back, a worker freezes."""
     kind, middle = chance.random(), STEPS // 2
     if kind < 0.2:
         return {middle: "crowd", middle + STEPS // 4: "wipe"}
     if kind < 0.4:
         return {STEPS // 3: "back up", middle + STEPS // 4: "restore"}
-    return {}
+    return {STEPS // 3: "freeze"} if kind < 0.6 else {}
 
 
 def _begin(under_way: Play) -> None:

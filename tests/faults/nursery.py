@@ -54,6 +54,14 @@ class Process:
         """Ask it to end, and wait until it did."""
         self._signal(signal.SIGTERM)
 
+    def freeze(self) -> None:
+        """Let it stand still with all it holds, as a virtual machine that is moved does."""
+        os.kill(self.pid, signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        """Let it go on; it does not know how long it stood."""
+        os.kill(self.pid, signal.SIGCONT)
+
     def wait(self, seconds: float) -> int:
         """Its exit status, when it has ended by itself."""
         wait_until(lambda: self.ended() is not None, f"the end of {self.output.name}", seconds)
