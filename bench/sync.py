@@ -1,4 +1,4 @@
-"""How far ImagingStudies are behind the archive, and how fast they catch up, beside bare REST calls to the same Orthanc.
+"""How far ImagingStudies are behind the archive, and how fast they catch up, beside bare REST calls to the same one.
 
 Five measurements, each on an Orthanc and a database of its own run; results go to docs/benchmarks.md as a table.
 """
