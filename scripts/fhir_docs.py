@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from app.fhir import capability, conditions
-from app.fhir.registry import INTERACTIONS, MODIFIERS, Offer, offers
+from app.fhir.registry import INTERACTIONS, MODIFIERS, Offer, OperationParameter, offers, operations
 
 ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
@@ -162,6 +162,21 @@ def omitted() -> str:
     return table(("type", "parameter", "why not"), rows)
 
 
+def operation_rows() -> str:
+    """What each operation tells."""
+
+    def rows(name: str, told: Iterable[OperationParameter]) -> Iterator[tuple[str, ...]]:
+        for one in told:
+            yield f"`{name}{one.name}`", one.type, f"{one.min}..{one.max}", one.text
+            yield from rows(f"{name}{one.name}.", one.parts)
+
+    return "".join(
+        f"`GET /fhir/${one.name}`: {one.text}\n\n"
+        + table(("parameter", "type", "how often", "what"), rows("", one.parameters))
+        for one in operations().values()
+    )
+
+
 def own() -> str:
     """The parameters that R4 does not have."""
     rows = [
@@ -189,6 +204,7 @@ BLOCKS: dict[str, Callable[[], str]] = {
     "aliases": aliases,
     "omitted": omitted,
     "own": own,
+    "operations": operation_rows,
     "protected": protected,
 }
 

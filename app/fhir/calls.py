@@ -48,6 +48,10 @@ class Door:
     """Authenticates on the connection that the answer is read on; without it `authenticate` does on its own."""
     settle_audit: Callable[[], None] = lambda: None
     """Waits until every record that was noted can be found."""
+    operations: Mapping[str, Callable[[Connection], Mapping[str, Any]]] = field(
+        default_factory=dict[str, Callable[[Connection], Mapping[str, Any]]]
+    )
+    """What operations tell, by their name, by the names of their parameters."""
     read_only: bool = False
 
     @property

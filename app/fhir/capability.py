@@ -7,8 +7,9 @@ from importlib.metadata import version
 from typing import Any
 
 from app.fhir import conditions, definitions
+from app.fhir.mapping import terms
 from app.fhir.outcome import MEDIA_TYPE
-from app.fhir.registry import INTERACTIONS, SYSTEM_INTERACTIONS, Offer, Parameter, offers
+from app.fhir.registry import INTERACTIONS, SYSTEM_INTERACTIONS, Offer, Parameter, offers, operations
 from app.settings import Settings
 
 Json = dict[str, Any]
@@ -107,7 +108,13 @@ def _system() -> Json:
         "interaction": [{"code": code} for code in SYSTEM_INTERACTIONS],
         "searchParam": [{"name": name, "definition": row["url"], "type": row["type"]} for name, row in common()],
         "compartment": [into[name]["url"] for name in sorted(into) if name in offers()],
+        "operation": [{"name": name, "definition": operation_url(name)} for name in operations()],
     }
+
+
+def operation_url(name: str) -> str:
+    """The canonical address of an operation of ours."""
+    return f"{terms.BASE}/OperationDefinition/{name}"
 
 
 def _resource(offer: Offer, read_only: bool) -> Json:

@@ -11,7 +11,7 @@ from typing import Any
 from app.fhir import capability
 from app.fhir.capability import DATE, FHIR_VERSION, Json
 from app.fhir.mapping import codes, quality, task, terms
-from app.fhir.registry import Offer, Parameter, offers
+from app.fhir.registry import Offer, OperationParameter, Parameter, offers, operations
 from app.settings import Settings
 
 FOLDER = codes.FOLDER.parent / "definitions"
@@ -26,6 +26,7 @@ def resources(settings: Settings) -> list[Json]:
     return [
         capability.statement(settings),
         *search_parameters(),
+        *operation_definitions(),
         *(_extension(name, row) for name, row in book["extension"].items()),
         *(_code_system(name, row) for name, row in book["codes"].items()),
         _code_system("review-reason", _REVIEW),
@@ -78,6 +79,36 @@ def _search_parameter(offer: Offer, parameter: Parameter) -> Json:
         "type": parameter.type,
         "expression": parameter.expression,
         **targets,
+    }
+
+
+# --- operations ------------------------------------------------------------------------------------------------
+
+
+def operation_definitions() -> Iterator[Json]:
+    """The operations at the base."""
+    for one in operations().values():
+        yield {
+            **_titled("OperationDefinition", one.name, {"title": one.title, "text": one.text}),
+            "kind": "operation",
+            "affectsState": False,
+            "code": one.name,
+            "system": True,
+            "type": False,
+            "instance": False,
+            "parameter": [_told(parameter) for parameter in one.parameters],
+        }
+
+
+def _told(parameter: OperationParameter) -> Json:
+    parts = [_told(part) for part in parameter.parts]
+    return {
+        "name": parameter.name,
+        "use": "out",
+        "min": parameter.min,
+        "max": parameter.max,
+        "documentation": parameter.text,
+        **({"part": parts} if parts else {"type": parameter.type}),
     }
 
 

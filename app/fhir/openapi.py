@@ -13,7 +13,7 @@ from app.fhir import capability, definitions
 from app.fhir.capability import Json
 from app.fhir.definitions import Element, Kind
 from app.fhir.outcome import MEDIA_TYPE
-from app.fhir.registry import INTERACTIONS, Offer, Parameter, offers
+from app.fhir.registry import INTERACTIONS, Offer, Parameter, offers, operations
 from app.settings import Settings
 
 _HERE = Path(__file__).parent
@@ -187,6 +187,9 @@ def _base() -> Iterator[tuple[str, Json]]:
     form = _operation(("server", "search-system-form", "Search several types by a form"), FORM, errors=(*_READS, 415))
     yield "/_search", {"post": {**form, "requestBody": _form(query)}}
     yield "/_history", {"get": _operation(("server", "history-system", "All versions"), [*_HISTORY, *FORM])}
+    for one in operations().values():
+        told = _operation(("server", f"operation-{one.name}", one.title), FORM)
+        yield f"/${one.name}", {"get": {**told, "responses": _answers(200, "Parameters", _READS)}}
 
 
 def _paths(one: Offer) -> Iterator[tuple[str, Json]]:

@@ -108,17 +108,71 @@ class Offer:
         return self.search.get(self.aliases.get(name, name))
 
 
+@dataclass(frozen=True, slots=True)
+class OperationParameter:
+    """One thing an operation tells."""
+
+    name: str
+    min: int
+    max: str
+    type: str
+    text: str
+    parts: tuple[OperationParameter, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Operation:
+    """An operation at the base, read by GET: it changes nothing."""
+
+    name: str
+    title: str
+    text: str
+    about: str
+    """The type it tells of: whoever reads all of that as a program may ask."""
+    right: str
+    """The word of a grant that lets a person ask."""
+    parameters: tuple[OperationParameter, ...]
+
+
 @cache
 def offers() -> Mapping[str, Offer]:
     """Every offer by resource type, in the order of the fact-book."""
+    return read(_book())
+
+
+@cache
+def operations() -> Mapping[str, Operation]:
+    """Every operation by its name."""
+    found: dict[str, Operation] = {}
+    for name, row in tomllib.loads(_book())["operation"].items():
+        told = _operation_parameters(row["parameters"])
+        found[name] = Operation(name, row["title"], row["text"], row["about"], row["right"], told)
+    return found
+
+
+def _book() -> str:
     folder = next(folder for folder in _FOLDERS if folder.is_dir())
-    return read((folder / "resources.toml").read_text("utf-8"))
+    return (folder / "resources.toml").read_text("utf-8")
+
+
+def _operation_parameters(rows: Mapping[str, str], within: str = "") -> tuple[OperationParameter, ...]:
+    found: list[OperationParameter] = []
+    for full, text in rows.items():
+        above, _, name = full.rpartition(".")
+        if above != within:
+            continue
+        often, kind, words = text.split(" ", 2)
+        least, most = often.split("..")
+        parts = _operation_parameters(rows, full) if kind == "parts" else ()
+        found.append(OperationParameter(name, int(least), most, kind, words, parts))
+    return tuple(found)
 
 
 def read(text: str) -> Mapping[str, Offer]:
     """The offers of a fact-book; ConfigurationError says what in it cannot be."""
     book = tomllib.loads(text)
     canonical, lists, common = book.pop("canonical"), book.pop("interactions"), book.pop("Resource")
+    book.pop("operation", None)
     shared = {name: one for name, one in _given("Resource", common).items() if name not in _COLUMNS}
     found: dict[str, Offer] = {}
     for name, row in book.items():

@@ -12,7 +12,7 @@ from msgspec import Struct
 from sqlalchemy.engine import Connection
 
 from app.errors import NotSupported
-from app.fhir import capability, history, interactions, outcome, searching
+from app.fhir import capability, history, interactions, operations, outcome, registry, searching
 from app.fhir.calls import Call, Door, Reply
 from app.fhir.registry import offers
 
@@ -27,11 +27,13 @@ READERS: Mapping[str, Reader] = {
     "search-type": searching.search_type,
     "search-system": searching.search_system,
     "search-compartment": searching.search_compartment,
+    "operation": operations.run,
 }
 ADDRESSES: tuple[tuple[tuple[str, ...], Mapping[str, str]], ...] = (
     ((), {"GET": "search-system", "POST": "bundle"}),
     (("_history",), {"GET": "history-system"}),
     (("_search",), {"POST": "search-system"}),
+    (("{operation}",), {"GET": "operation"}),
     (
         ("{type}",),
         {"GET": "search-type", "POST": "create", "PUT": "update", "PATCH": "patch", "DELETE": "delete"},
@@ -72,7 +74,8 @@ def route(door: Door, method: str, parts: list[str]) -> Route:
     interaction = served.get("GET" if method == "HEAD" else method)
     if interaction is None:
         raise outcome.Disallowed({*served, *(("HEAD",) if "GET" in served else ())})
-    return Route(interaction, kind, named.get("{id}", ""), named.get("{version}") or named.get("{within}", ""))
+    found = named.get("{id}") or named.get("{operation}", "")
+    return Route(interaction, kind, found, named.get("{version}") or named.get("{within}", ""))
 
 
 _ANYWAY = frozenset({"search-compartment"})
@@ -105,6 +108,8 @@ _PATTERNS = {
 
 def _fits(name: str, part: str) -> bool:
     match name:
+        case "{operation}":
+            return part.startswith("$") and part[1:] in registry.operations()
         case "{type}":
             return part in offers()
         case "{within}":

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from sqlalchemy.engine import Connection
+
 from app.errors import IsocenterError
 from app.settings import Settings
 from app.store.database import Store
 from app.workflow import standing
-from app.workflow.standing import Seen, Standing
+from app.workflow.standing import Json, Seen, Standing
 
 if TYPE_CHECKING:
     from app.dicom.orthanc import Orthanc
@@ -30,6 +32,11 @@ def of(store: Store, settings: Settings) -> Standing:
     answer = seen(settings)
     with store.read() as connection:
         return standing.of(connection, settings, answer)
+
+
+def told(connection: Connection, settings: Settings) -> Json:
+    """The same for FHIR, on a connection that is open already."""
+    return standing.of(connection, settings, seen(settings)).told()
 
 
 def _archive(settings: Settings) -> Orthanc:

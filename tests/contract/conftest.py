@@ -13,6 +13,7 @@ from typing import Any
 import httpx
 import pytest
 import uvicorn
+from sqlalchemy.engine import Connection
 from starlette.applications import Starlette
 from starlette.requests import Request
 from starlette.types import ASGIApp
@@ -26,6 +27,7 @@ from app.main.http import RequestId
 from app.main.server import Front
 from app.settings import Settings
 from app.store.database import Store
+from app.workflow import standing
 from tests.processes import wait_until
 
 PUBLISHED = Path(__file__).parents[2] / "capability" / "published"
@@ -77,6 +79,10 @@ class Server:
             raise Unauthenticated
         return found
 
+    def in_step(self, connection: Connection) -> dict[str, Any]:
+        """Where keeping in step stands, with an archive whose last change has the number 7."""
+        return standing.of(connection, self.settings, standing.Seen(7)).told()
+
     def app(self) -> ASGIApp:
         return RequestId(Front(Starlette(), Interface(self.door()), Interface(self.door(read_only=True))))
 
@@ -91,6 +97,7 @@ class Server:
             delete_guards=self.delete_guards,
             audit=self.records.append,
             key=b"k" * 32,
+            operations={"sync-status": self.in_step},
             read_only=read_only,
         )
 

@@ -11,7 +11,7 @@ import hypothesis
 import pytest
 import schemathesis
 
-from app.fhir import capability, openapi
+from app.fhir import capability, openapi, registry
 from app.fhir.registry import offers
 from app.settings import Settings
 from tests.contract.conftest import Server
@@ -85,6 +85,7 @@ def test_it_has_an_operation_for_every_interaction_and_no_other(document: Json) 
         ("post", "/"),
         ("post", "/_search"),
         ("get", "/_history"),
+        *(("get", f"/${name}") for name in registry.operations()),
     }
 
 

@@ -112,7 +112,7 @@ KINDS: Mapping[str, Mapping[str, Kind]] = {
         **dict(_rest("C", "Create", "create")),
         **dict(_rest("U", "Update", "update", "patch")),
         **dict(_rest("D", "Delete", "delete")),
-        **dict(_rest("E", "", "batch", "transaction")),
+        **dict(_rest("E", "", "batch", "transaction", "operation")),
     },
     "dicomweb": {
         "search": Kind("E", _ASKED),
