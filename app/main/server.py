@@ -17,7 +17,7 @@ from app.fhir import rest
 from app.fhir import site as here
 from app.fhir.calls import Door, Hook
 from app.fhir.validation import Json
-from app.main import http, probes
+from app.main import http, probes, watch
 from app.main.auditing import Auditor
 from app.main.house import House
 from app.settings import Settings
@@ -137,6 +137,7 @@ def _fhir(house: House, authenticate: Callable[[Request], Access], *, read_only:
         recognize=None if read_only else _bearer,
         settle_audit=house.auditor.flush,
         key=keys.wrapping_secret(house.settings),
+        operations={"sync-status": lambda connection: watch.told(connection, house.settings)},
         read_only=read_only,
     )
     return rest.Interface(door)
