@@ -13,21 +13,21 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 
-import psycopg
-from _installation import count
-from fhir import postgres
+# Nothing from beside this file: the bench of FHIR there would hide the library `fhir.resources`.
+sys.path.remove(str(Path(__file__).parent))
+sys.path.insert(0, str(Path(__file__).parents[1]))
 
 from app.store import schema
 from app.store.database import Store
+from tests.conftest import cluster
 from tests.faults import chaos
 from tests.faults.chaos import Round
 from tests.faults.nursery import Nursery, nursery
 
-ROUNDS, FIRST = count("ROUNDS", 500), count("SEED", 1)
+ROUNDS, FIRST = int(os.environ.get("BENCH_ROUNDS", "500")), int(os.environ.get("BENCH_SEED", "1"))
 ENGINES = os.environ.get("BENCH_ENGINES", "sqlite,postgres").split(",")
 PAGE = Path(__file__).parents[1] / "docs" / "benchmarks.md"
 START, END = "<!-- bench/chaos.py -->", "<!-- end -->"
@@ -39,9 +39,10 @@ def main() -> None:
         for engine in ENGINES:
             folder = Path(made) / engine
             folder.mkdir()
-            with databases(engine, folder) as urls:
-                seeds = range(FIRST, FIRST + ROUNDS)
-                played[engine] = [play(seed, url, folder, loaded) for seed, url in zip(seeds, urls, strict=False)]
+            seeds = range(FIRST, FIRST + ROUNDS)
+            played[engine] = [
+                play(seed, url, folder, loaded) for seed, url in zip(seeds, databases(engine, folder), strict=True)
+            ]
     text = table(played, time.monotonic() - began)
     print(text)
     if ROUNDS >= 100 or "BENCH_PUBLISH" in os.environ:
@@ -53,40 +54,28 @@ def main() -> None:
 # --- a database for each round -------------------------------------------------------------------------------------
 
 
-@contextmanager
-def databases(engine: str, folder: Path) -> Iterator[Iterator[str]]:
-    """The addresses of as many migrated, empty databases as are asked for."""
+def databases(engine: str, folder: Path) -> Iterator[str]:
+    """The addresses of as many migrated, empty databases as are asked for, one after the other."""
     if engine == "sqlite":
-        yield files(folder)
+        yield from files(folder)
         return
-    with postgres(folder) as url:
-        migrate(url.removesuffix("postgres") + create(url, "template", "template1"))
-        yield (url.removesuffix("postgres") + create(url, f"round_{one}", "template") for one in range(ROUNDS))
+    with cluster() as made:
+        for one in range(ROUNDS):
+            yield made.create(f"round_{one}", "template_isocenter")
+            made.drop(f"round_{one}")
 
 
 def files(folder: Path) -> Iterator[str]:
-    migrate(f"sqlite:///{folder}/template.sqlite")
+    template = folder / "template.sqlite"
+    store = Store(f"sqlite:///{template}")
+    schema.migrate(store)
+    store.close()
     for one in range(ROUNDS):
         path = folder / f"round-{one}.sqlite"
-        shutil.copy(folder / "template.sqlite", path)
+        shutil.copy(template, path)
         yield f"sqlite:///{path}"
         for left in folder.glob(f"{path.name}*"):
             left.unlink()
-
-
-def create(url: str, name: str, template: str) -> str:
-    """A new database of the cluster; the one of the round before goes."""
-    with psycopg.connect(url.replace("+psycopg", ""), autocommit=True) as connection:
-        for (old,) in connection.execute("SELECT datname FROM pg_database WHERE datname LIKE 'round%'").fetchall():
-            connection.execute(f'DROP DATABASE "{old}" WITH (FORCE)'.encode())
-        connection.execute(f'CREATE DATABASE "{name}" TEMPLATE "{template}"'.encode())
-    return name
-
-
-def migrate(url: str) -> None:
-    store = Store(url)
-    schema.migrate(store)
-    store.close()
 
 
 # --- a round -------------------------------------------------------------------------------------------------------

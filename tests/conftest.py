@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import tempfile
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,6 +49,13 @@ def _postgres_programs() -> Path:
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
+    """One cluster for the session."""
+    with cluster() as made:
+        yield made
+
+
+@contextmanager
+def cluster() -> Iterator[Postgres]:
     """PostgreSQL refuses to run as root, so root runs it as `postgres`."""
     programs = _postgres_programs()
     folder = Path(tempfile.mkdtemp(prefix="isocenter-pg-"))
@@ -63,9 +71,9 @@ def postgres() -> Iterator[Postgres]:
     with processes.running([str(part) for part in server], log, cwd=Path("/")) as process:
         ready = [str(programs / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(port)]
         processes.answers(process, log, lambda: subprocess.run(ready, check=False).returncode == 0, "PostgreSQL")
-        cluster = Postgres(port)
-        _migrate(cluster.create("template_isocenter"))
-        yield cluster
+        made = Postgres(port)
+        _migrate(made.create("template_isocenter"))
+        yield made
     shutil.rmtree(folder, ignore_errors=True)
     shutil.rmtree(log.parent, ignore_errors=True)
 
