@@ -78,6 +78,12 @@ def _wait(settings: Settings, connection: Connection, row: Known) -> int | None:
 
 def _withdraw(site: Site, connection: Connection, row: Known, reason: str) -> None:
     cause = "gone from the archive" if reason == "unknown" else f"gone from the archive ({reason})"
+    if others := studies.of_imaging_study(connection, row.imaging_study_id):
+        # Another study of the archive is the same one to FHIR: what it holds is still there.
+        sync.reconsider(connection, others, cause)
+        studies.put_instances(connection, row.orthanc_id, [])
+        sync.write(connection, replace(row, digest="", instances=0))
+        return
     becomes = status(site.settings, reason)
     study = resources.read(connection, "ImagingStudy", row.imaging_study_id)
     if study is not None and study["status"] == "available":

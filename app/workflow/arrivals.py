@@ -16,7 +16,9 @@ from app.dicom.archive import HeldInstance, HeldSeries, HeldStudy
 from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
+from app.fhir.mapping.imaging_study import SeriesFacts
 from app.store import outbox, studies, sync, timeline
+from app.store import resources as rows
 from app.store.database import now
 from app.store.outbox import Effect
 from app.store.sync import Dirty, Known
@@ -56,8 +58,28 @@ def _look(at: Archive, dirty: Dirty) -> None:
     if before and before.digest == held.digest and before.missing_since is None:
         at.store.transact(lambda connection: _same(connection, dirty, before, held.last_update))
         return
-    facts = described.facts(held, lambda instance: at.headers.read(at.orthanc, instance))
-    at.store.transact(lambda connection: _publish(at.site, connection, (dirty, held), facts))
+    own = described.facts(held, lambda instance: at.headers.read(at.orthanc, instance))
+    look = Look(dirty, held, own, own)
+    while (others := at.store.transact(lambda connection, look=look: _publish(at.site, connection, look))) is not None:
+        look = replace(look, facts=_with(at, own, others), joined=others)
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """What one study of the archive holds, and with `joined` the others that FHIR takes for the same study."""
+
+    dirty: Dirty
+    held: HeldStudy
+    own: list[SeriesFacts]
+    facts: list[SeriesFacts]
+    joined: frozenset[str] = frozenset()
+
+
+def _with(at: Archive, own: list[SeriesFacts], others: frozenset[str]) -> list[SeriesFacts]:
+    """The series of several studies of the archive: a patient may have more than one number."""
+    outlines = (archive.outline(at.orthanc, one) for one in sorted(others))
+    read = [described.facts(one, lambda instance: at.headers.read(at.orthanc, instance)) for one in outlines if one]
+    return described.together([*own, *(series for one in read for series in one)])
 
 
 def _same(connection: Connection, dirty: Dirty, row: Known, last_update: str) -> None:
@@ -66,18 +88,19 @@ def _same(connection: Connection, dirty: Dirty, row: Known, last_update: str) ->
         sync.clean(connection, dirty)
 
 
-def _publish(
-    site: Site, connection: Connection, looked: tuple[Dirty, HeldStudy], facts: list[imaging_study.SeriesFacts]
-) -> None:
-    dirty, held = looked
+def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] | None:
+    """Write what differs; where other studies of the archive belong to it that were not read yet, their ids instead."""
+    dirty, held, facts = look.dirty, look.held, look.facts
     if not sync.owned(connection, dirty):
-        return
+        return None
+    rows.lock(connection, f"study {held.uid}")
     before = sync.known(connection, held.orthanc_id)
-    match = matching.order_for(connection, site, held, [one.header for one in facts])
-    if match.order is not None:
-        orders.lock(connection, match.order["id"])
-    patient_id = matching.patient_for(connection, site, held, facts[0].header, match)
+    match = _matched(site, connection, look)
+    patient_id = matching.patient_for(connection, site, held, look.own[0].header, match)
     resource_id = orders.study_resource_id(held.uid, patient_id)
+    others = frozenset(studies.of_imaging_study(connection, resource_id)) - {held.orthanc_id}
+    if others != look.joined:
+        return others
     links = described.links(site, match.order, (resource_id, patient_id), facts)
     earlier = resources.read(connection, "ImagingStudy", resource_id)
     grew = _images(held) - (studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES) if before else 0)
@@ -97,6 +120,18 @@ def _publish(
     _compare(connection, row, grew, cause, back=back)
     _tell(connection, Arrival(held, patient_id, cause, first, late=grew > 0 and not back), match)
     sync.clean(connection, dirty)
+    return None
+
+
+def _matched(site: Site, connection: Connection, look: Look) -> matching.Match:
+    """The order of the study's own images, else the one that the others tell of."""
+    match = matching.order_for(connection, site, look.held, [one.header for one in look.own])
+    if match.order is None and look.joined:
+        found = matching.order_for(connection, site, look.held, [one.header for one in look.facts])
+        match = found if found.order is not None else match
+    if match.order is not None:
+        orders.lock(connection, match.order["id"])
+    return match
 
 
 def _compare(connection: Connection, row: Known, grew: int, cause: str, *, back: bool) -> None:
@@ -127,6 +162,9 @@ def _member(held: HeldStudy, series: HeldSeries, one: HeldInstance) -> studies.H
 def _supersede(connection: Connection, before: Known | None, resource_id: str, cause: str) -> None:
     """The study is told of under another patient now: what told of it before was wrong."""
     if before is None or before.imaging_study_id == resource_id:
+        return
+    if others := studies.of_imaging_study(connection, before.imaging_study_id):
+        sync.reconsider(connection, others, cause)
         return
     gone = {"status": "entered-in-error", "endpoint": None}
     resources.edit(connection, "ImagingStudy", before.imaging_study_id, gone, cause=cause)

@@ -6,7 +6,8 @@ limit; of a study with few series the last instance of each is read too, so that
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from itertools import chain, islice
 
 from pydicom.dataset import Dataset
@@ -36,6 +37,31 @@ def facts(held: HeldStudy, read: Read) -> list[SeriesFacts]:
     second, once = _second(held), _once(read)
     made = [_facts(one, once, titled, twice=one.orthanc_id in second) for one in held.series]
     return imaging_study.speaking(made)
+
+
+def together(series: Iterable[SeriesFacts]) -> list[SeriesFacts]:
+    """Series of several studies that are one to FHIR: those of one UID are one series, each instance once."""
+    found: dict[str, SeriesFacts] = {}
+    for one in sorted(series, key=_stable):
+        known = found.get(one.uid)
+        found[one.uid] = one if known is None else _merged(known, one)
+    return imaging_study.speaking(found.values())
+
+
+def _stable(one: SeriesFacts) -> tuple[str, str, str]:
+    first = min((instance.sop_uid for instance in one.instances), default="")
+    return one.uid, first, str(one.header.get("PatientID"))
+
+
+def _merged(first: SeriesFacts, second: SeriesFacts) -> SeriesFacts:
+    instances = {one.sop_uid: one for one in (*second.instances, *first.instances)}
+    return replace(
+        first,
+        instances=[instances[sop_uid] for sop_uid in sorted(instances)],
+        last=first.last or second.header,
+        titled={**second.titled, **first.titled},
+        image=first.image or second.image,
+    )
 
 
 def links(site: Site, order: Json | None, ids: tuple[str, str], series: list[SeriesFacts]) -> Links:

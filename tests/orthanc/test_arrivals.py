@@ -386,7 +386,7 @@ def test_a_worker_whose_claim_ran_out_does_not_overwrite_what_was_seen_later(lit
     lite.send(lite.image(number=2))
     lite.rebuild()
     facts = [imaging_study.SeriesFacts(one.uid, Dataset(), one.instances) for one in old.series]
-    lite.store.transact(lambda tx: arrivals._publish(lite.archive.site, tx, (stale, old), facts))
+    lite.store.transact(lambda tx: arrivals._publish(lite.archive.site, tx, arrivals.Look(stale, old, facts, facts)))
     assert lite.study("1.2.3.1")["numberOfInstances"] == 2
 
 

@@ -15,9 +15,14 @@ from app.dicom.orthanc import Orthanc
 from app.fhir import resources
 from app.fhir.mapping import terms
 from app.store import sync
+from app.workflow import sweep
 from tests import pydicom_files
 from tests.orthanc import phantoms
-from tests.orthanc.hospital import Hospital, ids, lite, uid  # noqa: F401
+from tests.orthanc.hospital import Hospital, ids, lite, uid
+
+__all__ = ["lite"]
+
+pytestmark = pytest.mark.orthanc
 
 Json = dict[str, Any]
 DATA = Path(__file__).parents[1] / "data" / "dicom"
@@ -308,3 +313,56 @@ def test_a_mapping_that_changed_renews_what_was_published_before(
     lite.store.transact(lambda tx: sync.mark(tx, {known}, "rebuild"))
     lite.rebuild()
     assert lite.study(STUDY)["series"] == study["series"]
+
+
+# --- one study under two numbers of one patient ----------------------------------------------------------------------
+
+
+def known_by_two_numbers(lite: Hospital) -> Json:
+    """A patient with a second number, and an image of one study under each."""
+    patient = lite.read("Patient", lite.patient_id)
+    second = {"system": "urn:isocenter:mrn", "value": "P-9"}
+    lite.write(patient | {"identifier": [*patient["identifier"], second]})
+    return {1: lite.image(number=1), 2: lite.image(number=2, PatientID="P-9", StudyDescription="sent again")}
+
+
+@pytest.mark.case(12)
+@pytest.mark.parametrize("order", [(1, 2), (2, 1)])
+def test_a_study_under_two_numbers_of_one_patient_is_one_whatever_came_first(
+    lite: Hospital, order: tuple[int, int]
+) -> None:
+    images = known_by_two_numbers(lite)
+    for number in order:
+        lite.send(images[number])
+        lite.look()
+    [study] = lite.find("ImagingStudy")
+    assert (study["numberOfSeries"], study["numberOfInstances"]) == (1, 2)
+    assert [one["uid"] for one in study["series"][0]["instance"]] == ["1.2.3.1.1.1", "1.2.3.1.1.2"]
+    assert study["description"] == "CT of a phantom"
+    assert flags(study) == [("conflict", "PatientID"), ("conflict", "StudyDescription")]
+
+
+@pytest.mark.case(12)
+def test_when_one_of_two_goes_what_the_other_holds_stays(lite: Hospital) -> None:
+    lite.send(*known_by_two_numbers(lite).values())
+    lite.look()
+    by_number = {
+        lite.archive.orthanc.study(one.orthanc_id)["PatientMainDicomTags"]["PatientID"].strip(): one.orthanc_id
+        for one in lite.archive.orthanc.lookup(STUDY)
+        if one.level == "Study"
+    }
+    lite.delete("studies", by_number["P-1"])
+    disappears(lite)
+    study = lite.study(STUDY)
+    assert (study["status"], study["numberOfInstances"], study["description"]) == ("available", 1, "sent again")
+    assert flags(study) == []
+    lite.delete("studies", by_number["P-9"])
+    disappears(lite)
+    assert lite.study(STUDY)["status"] == "unknown"
+
+
+def disappears(lite: Hospital) -> None:
+    """A sweep finds what is gone, the grace passes, and what is left is looked at."""
+    for _ in range(3):
+        sweep.sweep(lite.archive)
+        lite.rebuild()
