@@ -204,7 +204,16 @@ class Clinic:
             kind = str(image.Modality) if series else chance.choice(list(KINDS))
             late = self._image(str(image.StudyInstanceUID), str(image.PatientID), kind, chance, series)
             if series:
-                late.SeriesDescription, late.SeriesNumber = image.SeriesDescription, image.SeriesNumber
+                for keyword in ("SeriesDescription", "SeriesNumber", "PatientIdentityRemoved"):
+                    if keyword in image:
+                        setattr(late, keyword, image[keyword].value)
+            self._send(late)
+
+    def nameless_series(self, chance: random.Random) -> None:
+        """A series that says of itself that it names nobody: the whole study is nobody's while it is there."""
+        for image in self._pick(chance, 1):
+            late = self._image(str(image.StudyInstanceUID), str(image.PatientID), "CT", chance)
+            late.PatientIdentityRemoved = "YES"
             self._send(late)
 
     def report(self, chance: random.Random) -> None:
@@ -338,6 +347,7 @@ DEEDS: dict[str, tuple[int, Callable[[Clinic, random.Random], None]]] = {
     "ordered study": (6, Clinic.ordered_study),
     "twin": (2, Clinic.twin),
     "late image": (12, Clinic.late_image),
+    "nameless series": (3, Clinic.nameless_series),
     "report": (3, Clinic.report),
     "send again": (4, Clinic.send_again),
     "overwrite": (8, Clinic.overwrite_image),
