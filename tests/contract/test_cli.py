@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
@@ -55,7 +56,8 @@ def test_an_index_made_for_another_zone_is_made_anew_before_serving(tmp_path: Pa
     refused = isocenter(tmp_path, "serve", "--role", "api", **zone)
     assert refused.returncode == 1
     assert refused.stderr.endswith("run `isocenter index rebuild`\n")
-    assert isocenter(tmp_path, "index", "rebuild", **zone).stdout == '{"resources": 0}\n'
+    # What a new database holds are the published definitions.
+    assert json.loads(isocenter(tmp_path, "index", "rebuild", **zone).stdout)["resources"] > 700
     assert isocenter(tmp_path, "index", "status", **zone).stdout == '{"current": true}\n'
 
 
