@@ -11,9 +11,7 @@ import typer
 from typer.core import TyperGroup
 from typer.main import get_command
 
-from app.main import logs
 from app.main import role as roles
-from app.settings import Settings
 
 Role = Literal["all", "api", "edge", "worker"]
 
@@ -59,6 +57,8 @@ app = typer.Typer(
 
 def main() -> None:
     """The `isocenter` command."""
+    with roles.loading():
+        from app.main import logs
     logs.guarded(app)
 
 
@@ -79,6 +79,7 @@ def _options(
 def demo(data_dir: Annotated[Path | None, typer.Option()] = None, once: bool = False) -> None:
     """Everything on this machine: one order is played through its life, then it keeps serving (--once: stops)."""
     from app.demo import run
+    from app.settings import Settings
 
     raise typer.Exit(run.demo(data_dir or Settings().data_dir, once=once))
 
@@ -88,6 +89,7 @@ def serve(role: Role = "all") -> None:
     """Run the server, or one role of it."""
     with roles.loading():
         from app.fhir import rebuild
+        from app.settings import Settings
 
     settings = Settings()
     rebuild.require_served(settings)
@@ -104,5 +106,6 @@ def migrate() -> None:
     """Bring the database to head, and the search index with it."""
     from app.cli.index import progress
     from app.fhir import rebuild
+    from app.settings import Settings
 
     rebuild.upgrade(Settings(), progress)

@@ -6,9 +6,12 @@ import gc
 import importlib
 from collections.abc import Generator
 from contextlib import contextmanager
+from typing import TYPE_CHECKING
 
 from app.fhir import site
-from app.settings import Settings
+
+if TYPE_CHECKING:
+    from app.settings import Settings
 
 ROLES = ("api", "edge", "worker")
 
