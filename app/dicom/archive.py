@@ -6,7 +6,8 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from functools import lru_cache
+from typing import Any, cast
 
 from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -132,9 +133,21 @@ def _entry(value: str) -> Json:
     return {"Type": "String", "Value": value}
 
 
+class Header(Dataset):
+    """A Dataset that is asked for many keywords, most of them absent, and answers without raising inside."""
+
+    def get(self, key: Any, default: Any = None) -> Any:
+        """The value of a keyword, as in any Dataset."""
+        tag = tag_for_keyword(key) if type(key) is str else None
+        if tag is None:
+            return super().get(key, default)
+        element = self._dict.get(cast("BaseTag", tag))
+        return default if element is None else element.value
+
+
 def dataset(tags: Mapping[str, Any]) -> Dataset:
     """Orthanc's tag JSON as a Dataset. An invalid value stays as text, one that is none is dropped, never the whole."""
-    result = Dataset()
+    result = Header()
     for name, entry in tags.items():
         element = _element(name, entry)
         if element is not None:
@@ -143,7 +156,7 @@ def dataset(tags: Mapping[str, Any]) -> Dataset:
 
 
 def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:
-    tag = Tag(*(int(part, 16) for part in name.split(",")))
+    tag = _tag(name)
     try:
         if entry["Type"] == "Sequence":
             return DataElement(tag, "SQ", Sequence([dataset(item) for item in entry["Value"]]))
@@ -152,6 +165,11 @@ def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:
         return _valued(tag, _trimmed(entry["Value"]))
     except (KeyError, ValueError, TypeError, ArithmeticError):
         return None
+
+
+@lru_cache(maxsize=4096)
+def _tag(name: str) -> BaseTag:
+    return Tag(*(int(part, 16) for part in name.split(",")))
 
 
 def _valued(tag: BaseTag, value: str | None) -> DataElement:

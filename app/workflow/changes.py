@@ -124,7 +124,9 @@ def _take(reader: Reader, moved: Position, changes: Sequence[Change], fence: int
         if moved.value // PAGE > (moved.value - len(changes)) // PAGE:
             sync.forget_changes(connection, moved.epoch, moved.value)
         published = sync.published(connection, last)
-        sync.mark_each(connection, [_mark(reader, one, one.study in started - published) for one in last.values()])
+        # Of a study that is published already a conclusion tells nothing new; what was missed of it the sweep counts.
+        told = [one for one in last.values() if one.kind not in HINTS or one.study not in published]
+        sync.mark_each(connection, [_mark(reader, one, one.study in started - published) for one in told])
         sync.move(connection, CHANGES, moved)
         return len(changes)
 
