@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 
+import msgspec
 import sqlalchemy as sa
 
 from app.access import Access, parse_scopes
@@ -36,7 +37,7 @@ def test_a_uid_of_two_patients_names_two_studies(store: Store) -> None:
 def test_a_search_looks_only_where_the_grant_may_reach(store: Store) -> None:
     fill(store, MINE, TWIN, OTHER)
     patient = access("patient/ImagingStudy.rs", patient_id="p1")
-    bound = dataclasses.replace(patient, studies=frozenset({"1.2.4"}))
+    bound = msgspec.structs.replace(patient, studies=frozenset({"1.2.4"}))
     with store.read() as connection:
         assert studies.candidates(connection, patient) == [MINE, OTHER]
         assert studies.candidates(connection, patient, "1.2.3") == [MINE]
@@ -64,6 +65,28 @@ def test_the_instances_of_a_study_are_replaced_as_a_whole(store: Store) -> None:
             "i1",
             "i2",
         ]
+
+
+def test_of_a_large_study_only_the_instances_that_differ_are_written(store: Store) -> None:
+    held = [HeldInstance(f"i{number}", "o1", "1.2", f"1.2.{number}", "1.3", "CT", "file") for number in range(500)]
+    store.transact(lambda connection: studies.put_instances(connection, "o1", held))
+    watch = sa.text("CREATE TABLE written AS SELECT * FROM instance WHERE 1 = 0")
+    store.transact(lambda connection: connection.execute(watch))
+    store.transact(lambda connection: connection.execute(sa.text(TRIGGERS[store.sqlite])))
+    later = [*held[1:], dataclasses.replace(held[0], file="another"), dataclasses.replace(held[0], orthanc_id="new")]
+    store.transact(lambda connection: studies.put_instances(connection, "o1", later))
+    with store.read() as connection:
+        assert sorted(connection.execute(sa.text("SELECT orthanc_id FROM written")).scalars()) == ["i0", "new"]
+        assert connection.execute(sa.select(sa.func.count()).select_from(instance)).scalar_one() == 501
+
+
+TRIGGERS = {
+    True: """CREATE TRIGGER watch AFTER INSERT ON instance
+        BEGIN INSERT INTO written SELECT * FROM instance WHERE orthanc_id = new.orthanc_id; END""",
+    False: """CREATE FUNCTION note() RETURNS trigger LANGUAGE plpgsql AS
+            'BEGIN INSERT INTO written SELECT * FROM instance WHERE orthanc_id = new.orthanc_id; RETURN NULL; END';
+        CREATE TRIGGER watch AFTER INSERT ON instance FOR EACH ROW EXECUTE FUNCTION note()""",
+}
 
 
 def test_who_stored_an_object_is_remembered_and_forgotten(store: Store) -> None:

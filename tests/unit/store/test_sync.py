@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import sqlalchemy as sa
+from sqlalchemy.engine import Connection
+
 from app.store import sync
-from app.store.database import Store
+from app.store.database import Store, now
 from app.store.sync import Position
+from app.store.tables import dirty_study
 
 
 def mark(store: Store, *ids: str, delay_ms: int = 0) -> None:
@@ -84,3 +88,70 @@ def test_a_position_is_kept(store: Store) -> None:
     store.transact(lambda tx: sync.move(tx, "changes", to))
     assert store.transact(lambda tx: sync.position(tx, "changes")) == to
     assert store.transact(lambda tx: sync.position(tx, "other")).value == 0
+
+
+# --- pace ----------------------------------------------------------------------------------------------------------
+
+
+def due(store: Store) -> tuple[int, int]:
+    """When the only study is due and at the latest, in ms from now, to the tenth of a second."""
+    with store.read() as connection:
+        row = connection.execute(sa.select(dirty_study.c.due, dirty_study.c.latest)).one()
+    return round((row[0] - now()) / 100) * 100, round((row[1] - now()) / 100) * 100
+
+
+def paced(store: Store, delay_ms: int, latest_ms: int) -> None:
+    store.transact(lambda tx: sync.mark_each(tx, [sync.Mark("a", "test", delay_ms, latest_ms)]))
+
+
+def test_later_marks_put_a_study_off_but_never_beyond_its_time(store: Store) -> None:
+    paced(store, 2000, 9000)
+    assert due(store) == (2000, 9000)
+    paced(store, 5000, 60_000)
+    assert due(store) == (5000, 9000)
+    paced(store, 20_000, 60_000)
+    assert due(store) == (9000, 9000)
+    mark(store, "a")
+    assert due(store) == (0, 0)
+
+
+def test_marks_made_while_somebody_looks_have_a_time_of_their_own(store: Store) -> None:
+    paced(store, 0, 0)
+    claimed = store.transact(sync.claim)
+    assert claimed
+    paced(store, 3000, 8000)
+    store.transact(lambda tx: sync.clean(tx, claimed))
+    assert due(store) == (3000, 8000)
+
+
+def test_what_has_just_happened_goes_before_a_comparison(store: Store) -> None:
+    store.transact(lambda tx: sync.mark(tx, ["old"], "sweep", priority=sync.RESYNC))
+    store.transact(lambda tx: sync.mark(tx, ["new"], "change"))
+    found = store.transact(lambda tx: sync.claim_some(tx, "", 5))
+    assert [one.orthanc_id for one in found] == ["new", "old"]
+
+
+def test_the_oldest_mark_that_nobody_dealt_with_tells_the_lag(store: Store) -> None:
+    assert store.transact(sync.oldest) is None
+    mark(store, "a")
+    first = store.transact(sync.oldest)
+    assert first is not None
+    mark(store, "a")
+    claimed = store.transact(sync.claim)
+    assert claimed
+    assert store.transact(sync.oldest) == first
+    store.transact(lambda tx: sync.clean(tx, claimed))
+    assert store.transact(sync.oldest) is None
+
+
+def test_of_the_change_log_the_newest_rows_of_this_database_stay(store: Store) -> None:
+    def fill(tx: Connection) -> None:
+        sync.hear(tx, "old", [sync.Change(1, "NewStudy", "a", "a")])
+        sync.hear(tx, "new", [sync.Change(number, "NewStudy", "b", "b") for number in (1, sync.KEPT, sync.KEPT + 5)])
+        sync.hear(tx, "new", [sync.Change(sync.KEPT + 5, "NewStudy", "another", "b")])
+        sync.forget_changes(tx, "new", sync.KEPT + 5)
+
+    store.transact(fill)
+    with store.read() as connection:
+        assert sync.heard(connection, "old", 0) == {}
+        assert sync.heard(connection, "new", 0) == {sync.KEPT: "b", sync.KEPT + 5: "b"}
