@@ -57,6 +57,7 @@ def test_the_same_rows_read_again_by_a_new_process_mark_nothing(both: Hospital) 
     assert rows(both, sa.select(sa.func.count()).select_from(inbox)) == before
 
 
+@pytest.mark.case(6)
 def test_a_row_that_shows_after_a_later_one_is_still_read(lite: Hospital) -> None:
     lite.send(lite.image())
     lite.poll()
@@ -72,6 +73,7 @@ def test_a_row_that_shows_after_a_later_one_is_still_read(lite: Hospital) -> Non
 # --- all of it or nothing ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(2)
 def test_rows_marks_and_cursor_are_written_together_or_not_at_all(lite: Hospital) -> None:
     lite.send(lite.image())
     before = position(lite)
@@ -86,6 +88,7 @@ def test_rows_marks_and_cursor_are_written_together_or_not_at_all(lite: Hospital
     assert lite.study("1.2.3.1")["status"] == "available"
 
 
+@pytest.mark.case(43)
 def test_a_reader_that_lost_its_lease_writes_nothing(both: Hospital) -> None:
     both.send(both.image())
     fence = both.store.transact(lambda tx: sync.hold(tx, changes.CHANGES, "old", seconds=-1))
@@ -112,6 +115,7 @@ def test_a_change_of_what_is_gone_already_keeps_nothing_up(lite: Hospital) -> No
 # --- another database --------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(5)
 def test_a_restored_copy_that_has_counted_past_us_is_found_by_its_rows(both: Hospital) -> None:
     both.send(both.image())
     both.settle()
@@ -129,6 +133,7 @@ def test_a_restored_copy_that_has_counted_past_us_is_found_by_its_rows(both: Hos
     assert both.version(both.study("1.2.3.1")) == 1
 
 
+@pytest.mark.case(5)
 def test_an_archive_that_says_it_is_another_is_compared_anew(lite: Hospital) -> None:
     known = position(lite)
     told = sync.Position(known.value, known.epoch, {**(known.detail or {}), "server": "somebody"})
@@ -173,6 +178,7 @@ def test_each_version_names_the_event_that_made_it(lite: Hospital) -> None:
 # --- how often -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.case(47)
 def test_a_worker_writes_few_versions_while_many_images_come(lite: Hospital) -> None:
     stop = threading.Event()
     running = threading.Thread(target=worker.run, args=(lite.archive, stop))
@@ -190,6 +196,7 @@ def test_a_worker_writes_few_versions_while_many_images_come(lite: Hospital) -> 
     assert lite.version(study) <= 4
 
 
+@pytest.mark.case(47)
 def test_a_study_is_read_in_six_requests_and_its_next_image_in_two(lite: Hospital) -> None:
     asked: list[str] = []
     wire = lite.archive.orthanc._wire
@@ -214,6 +221,7 @@ def test_a_study_is_read_in_six_requests_and_its_next_image_in_two(lite: Hospita
     assert lite.study("1.7.1")["numberOfInstances"] == 9
 
 
+@pytest.mark.case(2)
 def test_an_archive_that_fails_leaves_the_study_marked_and_tells_no_version(lite: Hospital) -> None:
     lite.send(lite.image())
     lite.poll()
