@@ -10,7 +10,7 @@ from typing import Annotated, Literal
 from urllib.parse import urlsplit
 from zoneinfo import ZoneInfo
 
-from pydantic import BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import (
     BaseSettings,
     NoDecode,
@@ -61,6 +61,27 @@ class Hl7Connection(BaseModel):
     sender: str = ""
 
 
+def _known_zone(value: str) -> str:
+    try:
+        ZoneInfo(value)
+    except (OSError, ValueError, KeyError) as error:
+        raise ValueError("an IANA time zone such as Europe/Vienna is needed") from error
+    return value
+
+
+Zone = Annotated[str, AfterValidator(_known_zone)]
+"""The name of an IANA time zone."""
+
+
+class Station(BaseModel):
+    """A machine, by its Station Name (0008,1010), whose clock runs in another zone than the site's."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: str
+    timezone: Zone
+
+
 class Ehr(BaseModel):
     """A hospital EHR whose SMART launches this server accepts as a client."""
 
@@ -104,7 +125,7 @@ class Settings(BaseSettings):
     """Wraps the keys kept in the database. Generated into the data directory with SQLite, required with PostgreSQL."""
     secret_key_file: Path | None = None
     """A file that holds the secret key."""
-    timezone: str = "UTC"
+    timezone: Zone = "UTC"
     """IANA zone in which zone-less DICOM and HL7 times are read."""
     egress_allow: Annotated[tuple[IPv4Network | IPv6Network, ...], NoDecode] = ()
     """Networks (CIDR, comma separated) that outbound calls may reach besides public https."""
@@ -142,6 +163,8 @@ class Settings(BaseSettings):
     """`[[authority]]` tables: who gives MRNs and accession numbers. Without any, one default per kind is made."""
     hl7: dict[Literal["connection"], tuple[Hl7Connection, ...]] = Field(default_factory=dict)
     """`[[hl7.connection]]` tables: HL7 v2 peers."""
+    station: tuple[Station, ...] = ()
+    """`[[station]]` tables: machines whose clocks run in a zone of their own."""
     ehr: tuple[Ehr, ...] = ()
     """`[[ehr]]` tables: hospital EHRs that may launch the viewer."""
 
@@ -165,15 +188,6 @@ class Settings(BaseSettings):
     @classmethod
     def _no_trailing_slash(cls, value: str) -> str:
         return value.rstrip("/")
-
-    @field_validator("timezone")
-    @classmethod
-    def _known_zone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (OSError, ValueError, KeyError) as error:
-            raise ValueError("an IANA time zone such as Europe/Vienna is needed") from error
-        return value
 
     @model_validator(mode="after")
     def _safe_addresses(self) -> Settings:
@@ -206,6 +220,10 @@ class Settings(BaseSettings):
     def zone(self) -> ZoneInfo:
         """The site's time zone."""
         return ZoneInfo(self.timezone)
+
+    def zone_of(self, station: str) -> ZoneInfo:
+        """The zone of a machine's clock, by its Station Name."""
+        return next((ZoneInfo(one.timezone) for one in self.station if one.name == station), self.zone)
 
     @cached_property
     def authorities(self) -> tuple[Authority, ...]:

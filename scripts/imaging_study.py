@@ -68,7 +68,7 @@ NOTES = {
     "reasonCode": "the order's first; then of the image, then of the requests it answers",
     "identifier": "`urn:dicom:uid`; type ACSN with the issuer's system; `usual`",
     "subject": "by number and issuer, never by name",
-    "started": "with the image's offset, else the site's zone; a day alone when there is no usable time",
+    "started": "with the image's offset, else in the zone of the machine or the site; without a usable time a day",
     "bodySite": "PS3.16 Annex L as SNOMED CT; else the region as coded; else the words",
     "laterality": "that of the image where the series has one image",
     "performer": "performers (PRF), operators (SPRF), the machine",

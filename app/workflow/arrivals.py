@@ -58,7 +58,7 @@ def _look(at: Archive, dirty: Dirty) -> None:
     if before and before.digest == held.digest and before.missing_since is None:
         at.store.transact(lambda connection: _same(connection, dirty, before, held.last_update))
         return
-    own = described.facts(held, lambda instance: at.headers.read(at.orthanc, instance))
+    own = _described(at, held)
     look = Look(dirty, held, own, own)
     while (others := at.store.transact(lambda connection, look=look: _publish(at.site, connection, look))) is not None:
         look = replace(look, facts=_with(at, own, others), joined=others)
@@ -75,10 +75,14 @@ class Look:
     joined: frozenset[str] = frozenset()
 
 
+def _described(at: Archive, held: HeldStudy) -> list[SeriesFacts]:
+    return described.facts(held, lambda one: at.headers.read(at.orthanc, one), at.site.settings.zone_of)
+
+
 def _with(at: Archive, own: list[SeriesFacts], others: frozenset[str]) -> list[SeriesFacts]:
     """The series of several studies of the archive: a patient may have more than one number."""
     outlines = (archive.outline(at.orthanc, one) for one in sorted(others))
-    read = [described.facts(one, lambda instance: at.headers.read(at.orthanc, instance)) for one in outlines if one]
+    read = [_described(at, one) for one in outlines if one]
     return described.together([*own, *(series for one in read for series in one)])
 
 
@@ -250,8 +254,15 @@ def _complete(connection: Connection, orthanc_id: str, before: int) -> None:
         return
     sync.write(connection, replace(row, complete=True))
     cause = f"quiet since {datetime.fromtimestamp(row.changed / 1000, UTC).isoformat(timespec='seconds')}"
-    happening = Happening("images-complete", cause, order_id=row.order_id, study_uid=row.study_uid)
-    timeline.add(connection, happening)
+    missing, key = studies.awaited(connection, row.study_uid), f"images-missing|{orthanc_id}"
+    what, detail = ("images-missing", {"missing": missing}) if missing else ("images-complete", {})
+    timeline.add(connection, Happening(what, cause, order_id=row.order_id, study_uid=row.study_uid, detail=detail))
+    if missing:
+        # Not complete; more images, or another word of the modality, bring it here again.
+        focus = f"ImagingStudy/{row.imaging_study_id}"
+        orders.review(connection, key, "images-missing", focus, row.patient_id)
+        return
+    orders.settled(connection, key, cause)
     if row.order_id is not None:
         acquired = studies.modalities(connection, orthanc_id) - uids.NOT_IMAGES
         orders.advance(connection, row.order_id, acquired, "images-complete", cause)

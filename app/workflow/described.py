@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
+from datetime import tzinfo
 from itertools import chain, islice
 
 from pydicom.dataset import Dataset
@@ -22,6 +23,8 @@ from app.workflow.site import Site
 
 Read = Callable[[HeldInstance], Dataset]
 """Reads the header of one instance."""
+ZoneOf = Callable[[str], tzinfo]
+"""The zone of a machine's clock, by its Station Name."""
 
 HEADERS = 4
 """With so many series or more no second header of any is read: a look stays within six requests."""
@@ -31,11 +34,13 @@ TITLES = 32
 """So many instances of a study are read for their titles; the others have none."""
 
 
-def facts(held: HeldStudy, read: Read) -> list[SeriesFacts]:
+def facts(held: HeldStudy, read: Read, zone_of: ZoneOf | None = None) -> list[SeriesFacts]:
     """The series, in the order in which they speak for the study."""
     titled = {one.sop_uid for one in islice(_titled(held), TITLES)}
     second, once = _second(held), _once(read)
     made = [_facts(one, once, titled, twice=one.orthanc_id in second) for one in held.series]
+    if zone_of is not None:
+        made = [replace(one, zone=zone_of(values.text(one.header.get("StationName")) or "")) for one in made]
     return imaging_study.speaking(made)
 
 

@@ -57,6 +57,8 @@ class SeriesFacts:
     titled: Mapping[str, Dataset] = field(default_factory=dict[str, Any])
     image: bool = True
     """Whether a modality acquired it: what was made of images later does not speak for the study."""
+    zone: tzinfo | None = None
+    """The zone of the machine's clock, where it is known."""
 
 
 # --- the tables ------------------------------------------------------------------------------------------------
@@ -143,7 +145,7 @@ SERIES: tuple[Row, ...] = (
 
 def series(facts: SeriesFacts, zone: tzinfo) -> Json:
     """The series as FHIR lists it."""
-    found = rows.fill(SERIES, [facts.header], zone)
+    found = rows.fill(SERIES, [(facts.header, facts.zone or zone)])
     if len(facts.instances) == 1:
         # An image's own laterality is that of the series only when the image is the whole of it.
         found.setdefault("laterality", OF_ONE_IMAGE.get(values.text(facts.header.get("ImageLaterality")) or ""))

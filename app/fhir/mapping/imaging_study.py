@@ -133,7 +133,7 @@ def available(uid: str, series: Sequence[SeriesFacts], links: Links, zone: tzinf
         "endpoint": [links.endpoint],
         "numberOfSeries": len(mapped),
         "numberOfInstances": sum(len(one.instances) for one in series),
-        **rows.fill(STUDY, headers, zone),
+        **rows.fill(STUDY, [(one.header, one.zone or zone) for one in voices]),
         **_ordered(links),
         "series": listed,
     }

@@ -30,9 +30,13 @@ def plain(element: str, keyword: str, convert: Callable[[Any], Any]) -> Row:
     return Row(element, (keyword,), lambda header, _: convert(header.get(keyword)))
 
 
-def fill(rows: Iterable[Row], headers: Sequence[Dataset], zone: tzinfo) -> Json:
+Voice = tuple["Dataset", tzinfo]
+"""A header, and the zone of its times."""
+
+
+def fill(rows: Iterable[Row], voices: Sequence[Voice]) -> Json:
     """The elements of a table, each from the first header that has it."""
-    found = {row.element: _first(row, headers, zone) for row in rows}
+    found = {row.element: _first(row, voices) for row in rows}
     return filled(found)
 
 
@@ -41,6 +45,6 @@ def filled(element: Json) -> Json:
     return {name: value for name, value in element.items() if value not in (None, [], {}, ())}
 
 
-def _first(row: Row, headers: Sequence[Dataset], zone: tzinfo) -> Any:
-    made = (row.convert(header, zone) for header in headers)
+def _first(row: Row, voices: Sequence[Voice]) -> Any:
+    made = (row.convert(header, zone) for header, zone in voices)
     return next((value for value in made if value not in (None, [], {}, ())), None)

@@ -8,6 +8,8 @@ import pytest
 from pydicom.dataset import Dataset
 
 from app.dicom.archive import HeldInstance, HeldSeries, HeldStudy
+from app.fhir.mapping import imaging_study
+from app.settings import Settings
 from app.workflow import described
 
 CT = "1.2.840.10008.5.1.4.1.1.2"
@@ -67,3 +69,23 @@ def test_the_order_of_arrival_does_not_matter() -> None:
     ]
     other = HeldStudy(held.orthanc_id, held.uid, held.patient_id, held.copied, tuple(mixed), held.digest)
     assert sorted(read_of(other)) == sorted(read_of(held))
+
+
+def test_a_machine_may_have_a_clock_in_another_zone_than_the_site() -> None:
+    settings = Settings(timezone="Europe/Berlin", station=({"name": "CT7", "timezone": "America/New_York"},))
+
+    def read(instance: HeldInstance) -> Dataset:
+        header = Dataset()
+        header.StudyDate, header.StudyTime, header.Modality = "20260701", "120000", "CT"
+        header.StationName = "CT7" if instance.sop_uid == "1.2.1.1" else "CT8"
+        return header
+
+    series = described.facts(study([1, 1]), read, settings.zone_of)
+    assert [str(one.zone) for one in series] == ["America/New_York", "Europe/Berlin"]
+    links = imaging_study.Links("s", {"reference": "Patient/p"}, {"reference": "Endpoint/dicomweb"})
+    assert imaging_study.available("1.2", series, links, settings.zone)["started"] == "2026-07-01T12:00:00-04:00"
+
+
+def test_a_zone_that_nobody_knows_is_refused() -> None:
+    with pytest.raises(ValueError, match="IANA time zone"):
+        Settings(station=({"name": "CT7", "timezone": "Mars/Base"},))
