@@ -51,6 +51,7 @@ def studies(at: Hospital, count: int) -> None:
     at.hurry()
 
 
+@pytest.mark.case(2, 43)
 def test_what_a_killed_worker_held_is_taken_by_the_next_one_at_once(both: Hospital) -> None:
     studies(both, 3)
     url = both.store.url.render_as_string(hide_password=False)
@@ -70,6 +71,7 @@ def test_what_a_killed_worker_held_is_taken_by_the_next_one_at_once(both: Hospit
     assert [one["meta"]["versionId"] for one in both.find("ImagingStudy")] == ["1"] * 3
 
 
+@pytest.mark.case(2, 43)
 def test_a_worker_elsewhere_that_says_no_more_that_it_lives_loses_its_studies(both: Hospital) -> None:
     studies(both, 1)
     both.store.transact(lambda tx: sync.live(tx, "elsewhere:1:a", seconds=60))
@@ -86,6 +88,7 @@ def test_a_worker_elsewhere_that_says_no_more_that_it_lives_loses_its_studies(bo
     assert waiting(both) == 1
 
 
+@pytest.mark.case(43)
 def test_two_workers_share_the_studies_and_write_each_once(both: Hospital) -> None:
     studies(both, 12)
     other = Archive(both.store, both.archive.orthanc, both.archive.site)
