@@ -272,15 +272,17 @@ def _night(settings: Settings) -> int:
 
 
 def _fewer(at: Archive, glance: _Glance) -> bool:
-    """Whether the archive holds less of anything than at the last glance."""
+    """Whether the archive, other than at the last glance, holds less than is told of."""
     begun = time.monotonic()
     if begun < glance.due:
         return False
+    with at.store.read() as connection:
+        ours = truth.totals(connection)
     totals = at.orthanc.statistics()
-    seen = tuple(int(totals[name]) for name in ("CountStudies", "CountSeries", "CountInstances"))
+    seen = int(totals["CountStudies"]), int(totals["CountInstances"])
     before, glance.totals = glance.totals, seen
     glance.due = time.monotonic() + max(GLANCE_SECONDS, (time.monotonic() - begun) / GLANCE_SHARE)
-    return any(one < other for one, other in zip(seen, before, strict=False))
+    return seen != before and any(one < other for one, other in zip(seen, ours, strict=True))
 
 
 # --- requests of people ----------------------------------------------------------------------------------------
