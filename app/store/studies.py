@@ -116,6 +116,28 @@ def instance_of(connection: Connection, sop_uid: str) -> list[HeldInstance]:
     return [HeldInstance(*row) for row in connection.execute(sa.select(*MEMBER).where(instance.c.sop_uid == sop_uid))]
 
 
+# --- what a modality said it made ------------------------------------------------------------------------------
+
+
+def expect(connection: Connection, study_uid: str, sop_uids: Iterable[str]) -> None:
+    """A modality made these instances. A study that was taken for complete without them is looked at once more."""
+    statement = "INSERT INTO expected (study_uid, sop_uid) VALUES (?, ?) ON CONFLICT DO NOTHING"
+    run_many(connection, statement, [(study_uid, one) for one in sop_uids])
+    if awaited(connection, study_uid):
+        connection.execute(study.update().where(study.c.study_uid == study_uid).values(complete=False))
+
+
+def awaited(connection: Connection, study_uid: str) -> int:
+    """How many instances that a modality made for a study the archive does not hold."""
+    statement = """SELECT count(*) FROM expected WHERE study_uid = ? AND NOT EXISTS (
+        SELECT 1 FROM instance JOIN study ON study.orthanc_id = instance.study_orthanc_id
+        WHERE instance.sop_uid = expected.sop_uid AND study.missing_since IS NULL)"""
+    return run(connection, statement, (study_uid,)).fetchone()[0]
+
+
+# --- what came through the gateway -----------------------------------------------------------------------------
+
+
 @dataclass(frozen=True, slots=True)
 class Stowed:
     """Who stored which object, and the hash of the bytes sent."""

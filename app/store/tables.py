@@ -299,6 +299,13 @@ class Instance(SQLModel, table=True):
     """How the archive names the file: another name is another content."""
 
 
+class Expected(SQLModel, table=True):
+    """An instance that a modality said it made (MPPS): a study is complete when all of them are here."""
+
+    study_uid: str = Field(primary_key=True)
+    sop_uid: str = Field(primary_key=True)
+
+
 class Stow(SQLModel, table=True):
     """Who stored an object through the gateway: written before it is forwarded to the archive."""
 
@@ -565,6 +572,7 @@ dirty_study = core(DirtyStudy)
 sync_request = core(SyncRequest)
 study = core(Study)
 instance = core(Instance)
+expected = core(Expected)
 stow = core(Stow)
 evidence = core(Evidence)
 client = core(Client)

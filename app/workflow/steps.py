@@ -10,7 +10,7 @@ from app.access import Access
 from app.fhir import resources
 from app.fhir.mapping import task, terms
 from app.fhir.mapping.codes import Json
-from app.store import mpps
+from app.store import mpps, studies
 from app.store.database import Store
 from app.store.timeline import Happening, add
 from app.workflow.orders import complete, escaped
@@ -61,6 +61,9 @@ def perform(connection: Connection, step: PerformedStep) -> None:
         resources.edit(connection, "Task", found["id"], changes, cause=cause)
         add(connection, Happening(kind, cause, order_id=order_id))
         complete(connection, order_id, cause)
+    if step.status != "IN PROGRESS":
+        for study_uid in {one.study_uid for one in step.scheduled}:
+            studies.expect(connection, study_uid, step.instance_uids)
 
 
 def _scheduled(connection: Connection, step: PerformedStep) -> list[Json]:

@@ -116,6 +116,7 @@ REVIEW_REASONS = {
     "anonymised-copy": "A copy made inside the archive: it is not linked to any order.",
     "unknown-procedure": "The ordered procedure is not in the catalogue: modality and station were not known.",
     "late-images": "Images arrived after the report was final: the report was left as it is.",
+    "images-missing": "The modality made more images than have arrived: look whether it still has them.",
     "images-removed": "Images of a reported study are gone from the archive: the report was left as it is.",
     "study-removed": "A reported study is gone from the archive: the report was left as it is.",
     "late-evidence": "Measurements arrived after the report was final: the report was left as it is.",

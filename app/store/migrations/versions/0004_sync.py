@@ -43,6 +43,12 @@ def upgrade() -> None:
         sa.Column("answer", sa.JSON(), nullable=False),
         sa.PrimaryKeyConstraint("id"),
     )
+    op.create_table(
+        "expected",
+        sa.Column("study_uid", sa.String(), nullable=False),
+        sa.Column("sop_uid", sa.String(), nullable=False),
+        sa.PrimaryKeyConstraint("study_uid", "sop_uid"),
+    )
     op.add_column("dirtystudy", _number("priority", sa.Integer()))
     for name in ("latest", "since", "marked"):
         op.add_column("dirtystudy", _number(name, sa.BigInteger()))
