@@ -220,9 +220,9 @@ def live(connection: Connection, owner: str, *, seconds: float) -> None:
     connection.execute(first.on_conflict_do_update(index_elements=["id"], set_={"until": first.excluded.until}))
 
 
-def living(connection: Connection) -> list[str]:
-    """The workers that have not been found dead, whether they still say that they live or not."""
-    return list(connection.execute(sa.select(worker.c.id)).scalars())
+def living(connection: Connection) -> dict[str, int]:
+    """The workers that have not been found dead, and until when each said that it lives."""
+    return {row[0]: row[1] for row in connection.execute(sa.select(worker.c.id, worker.c.until))}
 
 
 def bury(connection: Connection, owners: Collection[str]) -> None:

@@ -21,6 +21,7 @@ from sqlalchemy.engine import Connection
 from app import errors
 from app.errors import ArchiveUnavailable
 from app.store import outbox, sync
+from app.store.database import now
 from app.store.outbox import Claimed
 from app.store.sync import Dirty
 from app.workflow import arrivals, changes, evidence, reports, sweep
@@ -37,6 +38,8 @@ OUTBOX_SECONDS = 0.2
 LEASE_SECONDS = 6.0
 BEAT_SECONDS, LIFE_SECONDS = 1.0, 5.0
 """How often a worker says that it lives, and how long that is believed."""
+SILENT_SECONDS = 3600
+"""A worker of another machine that was silent for so long is forgotten."""
 LONGEST_PAUSE = 10.0
 THREADS = 4
 """Studies looked at side by side; Orthanc has ten HTTP threads for everybody."""
@@ -72,7 +75,8 @@ def born(at: Archive) -> str:
     _MINE.add(name)
 
     def work(connection: Connection) -> None:
-        sync.bury(connection, [one for one in sync.living(connection) if _is_gone(one, host)])
+        known, silent = sync.living(connection), now() - SILENT_SECONDS * 1000
+        sync.bury(connection, [one for one, until in known.items() if until < silent or _is_gone(one, host)])
         sync.live(connection, name, seconds=LIFE_SECONDS)
 
     at.store.transact(work)

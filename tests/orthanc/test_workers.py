@@ -118,3 +118,14 @@ def test_a_worker_that_ends_gives_back_what_it_had_not_begun(lite: Hospital) -> 
         claims = connection.execute(sa.select(dirty_study.c.claimed_until, dirty_study.c.worker)).all()
     assert [tuple(one) for one in claims] == [(0, ""), (0, "")]
     assert lite.rebuild() == 2
+
+
+def test_workers_that_are_long_silent_are_forgotten_and_others_are_not(lite: Hospital) -> None:
+    def fill(tx: sa.Connection) -> None:
+        sync.live(tx, "elsewhere:1:a", seconds=-worker.SILENT_SECONDS - 1)
+        sync.live(tx, "elsewhere:2:b", seconds=-60)
+
+    lite.store.transact(fill)
+    owner = worker.born(lite.archive)
+    with lite.store.read() as connection:
+        assert set(sync.living(connection)) == {"elsewhere:2:b", owner}
