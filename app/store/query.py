@@ -173,8 +173,12 @@ def key(resource_type: str, name: str) -> int:
     return int.from_bytes(hashlib.sha256(f"{resource_type}.{name}".encode()).digest()[:8]) >> 1
 
 
+SHORT = _KEY_BYTES // 4
+"""Characters that always fit, whatever they are: a text no longer than this needs no cutting."""
+
+
 def cut(text: str) -> str:
     """The part of a text that an index row can hold."""
-    if len(text) * 4 <= _KEY_BYTES:
+    if len(text) <= SHORT:
         return text
     return text.encode()[:_KEY_BYTES].decode(errors="ignore")

@@ -18,7 +18,7 @@ from sqlalchemy.engine import Connection
 from app.errors import Conflict
 from app.store import plan
 from app.store.database import insert, is_sqlite, run, run_many, seen, together
-from app.store.query import Index, Place, Query, cut, key
+from app.store.query import SHORT, Index, Place, Query, cut, key
 from app.store.tables import cursor
 
 DAY = 86_400_000
@@ -389,7 +389,11 @@ def _entries(written: Iterable[tuple[Stored, Index]]) -> Rows:
     tokens, references, dates, strings, numbers = rows.values()
     for stored, index in written:
         kind, rid, sort = stored.resource_type, stored.rid, index.sort
-        tokens |= {(key(kind, p), cut(v), sort, rid, cut(s)) for p, s, v in index.tokens}
+        # A study has a thousand of these: asking for the length here is a third of calling a function that does.
+        tokens |= {
+            (key(kind, p), v if len(v) <= SHORT else cut(v), sort, rid, s if len(s) <= SHORT else cut(s))
+            for p, s, v in index.tokens
+        }
         references |= {(key(kind, p), cut(i), sort, rid, t) for p, t, i in index.references}
         times = Counter([p for p, _, _ in index.dates])
         dates |= {(key(kind, p), lo, rid, hi, hi - lo > DAY or times[p] > 1) for p, lo, hi in index.dates}
