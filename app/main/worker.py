@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+
 from app.dicom.orthanc import Orthanc
 from app.main.processes import reach
 from app.main.signals import stopped_by_signal
@@ -10,9 +12,13 @@ from app.store.database import Store
 from app.workflow import site, worker
 from app.workflow.arrivals import Archive
 
+GARBAGE = (20_000, 20, 20)
+"""A header is hundreds of objects that live for a moment: the collector need not look at each."""
+
 
 def run(settings: Settings) -> None:
     """Work until a signal."""
+    gc.set_threshold(*GARBAGE)
     stop = stopped_by_signal()
     store = Store(settings.database)
     with Orthanc(*reach(settings)) as orthanc:

@@ -41,8 +41,9 @@ BEAT_SECONDS, LIFE_SECONDS = 1.0, 5.0
 SILENT_SECONDS = 3600
 """A worker of another machine that was silent for so long is forgotten."""
 LONGEST_PAUSE = 10.0
-THREADS = 4
-"""Studies looked at side by side; Orthanc has ten HTTP threads for everybody."""
+THREADS = 8
+"""Studies looked at side by side: some are read while others wait for the disk. Requests at once are the archive's
+client's to limit."""
 AHEAD = 8
 """So many more are claimed in advance, so that one transaction claims several."""
 
