@@ -307,7 +307,10 @@ def main() -> None:
         if "backfill" in only:
             backfill(told, folder / "backfill")
     cores, today = len(os.sched_getaffinity(0)), datetime.now(UTC).date()
-    head = f"{today}: SQLite, Orthanc's SQLite index, {cores} cores, load of the machine {os.getloadavg()[0]:.1f}.\n\n"
+    load = os.getloadavg()[0]
+    head = (
+        f"{today}: scale {SCALE:g}, SQLite, Orthanc's SQLite index, {cores} cores, load of the machine {load:.1f}.\n\n"
+    )
     print(head + told.text())
     if SCALE >= 1 or "BENCH_PUBLISH" in os.environ:
         publish(head + told.text())
