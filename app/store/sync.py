@@ -28,7 +28,8 @@ OWNED = "SELECT 1 FROM dirtystudy WHERE orthanc_id = ? AND claimed_until = ? AND
 DONE = "DELETE FROM dirtystudy WHERE orthanc_id = ? AND claimed_until = ? AND worker = ? AND mark = ?"
 AGAIN = """UPDATE dirtystudy SET claimed_until = 0, worker = '', attempts = 0, since = marked
     WHERE orthanc_id = ? AND claimed_until = ? AND worker = ?"""
-LATER = """UPDATE dirtystudy SET claimed_until = 0, worker = '', due = CASE WHEN mark = ? THEN ? ELSE due END
+LATER = """UPDATE dirtystudy SET claimed_until = 0, worker = '', attempts = ?,
+        due = CASE WHEN mark = ? THEN ? ELSE due END
     WHERE orthanc_id = ? AND claimed_until = ? AND worker = ?"""
 KEPT = 10_000
 """So many rows of the change log stay, to know a repeat and to tell what made a version."""
@@ -166,10 +167,9 @@ def claim_some(connection: Connection, owner: str, limit: int) -> list[Dirty]:
     until = moment + (WORKING_MS if owner else CLAIM_MS)
     if rows:
         # Marks made from now on have a pace of their own.
-        taken = """UPDATE dirtystudy SET claimed_until = ?, worker = ?, attempts = attempts + 1, latest = ?
-            WHERE orthanc_id = ?"""
+        taken = "UPDATE dirtystudy SET claimed_until = ?, worker = ?, latest = ? WHERE orthanc_id = ?"
         run_many(connection, taken, [(until, owner, FAR, row[0]) for row in rows])
-    return [Dirty(row[0], row[1], row[2] + 1, row[3], until, owner) for row in rows]
+    return [Dirty(row[0], row[1], row[2], row[3], until, owner) for row in rows]
 
 
 def is_due(connection: Connection) -> bool:
@@ -190,9 +190,9 @@ def clean(connection: Connection, dirty: Dirty) -> None:
         run(connection, AGAIN, _own(dirty))
 
 
-def postpone(connection: Connection, dirty: Dirty, delay_ms: int) -> None:
-    """Look at the study again after `delay_ms`, or when a mark made meanwhile wants it."""
-    run(connection, LATER, (dirty.mark, now() + delay_ms, *_own(dirty)))
+def postpone(connection: Connection, dirty: Dirty, delay_ms: int, attempts: int = 0) -> None:
+    """Look at the study again after `delay_ms`, or when a mark made meanwhile wants it; so many looks have failed."""
+    run(connection, LATER, (attempts, dirty.mark, now() + delay_ms, *_own(dirty)))
 
 
 def _own(dirty: Dirty) -> tuple[str, int, str]:

@@ -13,6 +13,7 @@ from sqlalchemy.engine import Connection
 
 from app.dicom import archive, uids
 from app.dicom.archive import HeldInstance, HeldSeries, HeldStudy
+from app.errors import ArchiveUnavailable
 from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
@@ -25,6 +26,10 @@ from app.store.sync import Dirty, Known
 from app.store.timeline import Happening
 from app.workflow import absences, described, evidence, matching, orders, owned
 from app.workflow.site import Archive, Site
+
+AWAY_MS = 1000
+"""So soon a study is looked at again whose archive did not answer."""
+
 
 # --- one marked study --------------------------------------------------------------------------------------------
 
@@ -41,10 +46,15 @@ def look_at(at: Archive, dirty: Dirty) -> None:
     """Look at a study that was claimed, and publish what differs."""
     try:
         _look(at, dirty)
+    except ArchiveUnavailable:
+        # That says nothing of the study: it is no failed attempt, and due as soon as the archive may be back.
+        at.store.transact(lambda connection: sync.postpone(connection, dirty, AWAY_MS, dirty.attempts))
+        raise
     except Exception:
         # Whatever went wrong, the study stays marked and is looked at again later.
-        wait = min(500 * 2 ** min(dirty.attempts, 7), 60_000)
-        at.store.transact(lambda connection: sync.postpone(connection, dirty, wait))
+        attempts = dirty.attempts + 1
+        wait = min(500 * 2 ** min(attempts, 7), 60_000)
+        at.store.transact(lambda connection: sync.postpone(connection, dirty, wait, attempts))
         raise
 
 

@@ -14,8 +14,8 @@ import pytest
 from app.dicom.orthanc import Orthanc as Client
 from app.errors import ArchiveUnavailable
 from app.settings import Settings
-from app.store import sync
-from app.store.database import Store
+from app.store import sync, truth
+from app.store.database import Store, now
 from app.workflow import site, sweep
 from app.workflow.arrivals import Archive
 from tests.orthanc.conftest import Orthanc, configuration
@@ -73,4 +73,23 @@ def test_an_archive_that_was_away_is_read_on_and_nothing_was_withdrawn(sqlite_te
             assert [study["status"] for study in at.find("ImagingStudy")] == ["available"]
             assert sweep.sweep(at.archive).total == 0
             assert store.transact(sync.waiting) == 0
+    store.close()
+
+
+@pytest.mark.case(3)
+def test_a_study_is_not_given_up_because_its_archive_was_away(sqlite_template: Path, tmp_path: Path) -> None:
+    shutil.copy(sqlite_template, tmp_path / "lite.sqlite")
+    store = Store(f"sqlite:///{tmp_path / 'lite.sqlite'}")
+    server = Orthanc(f"http://127.0.0.1:{free_port()}", "127.0.0.1", free_port(), "ORTHANC", "isocenter", "secret")
+    with started(server, tmp_path), hospital(store, server, tmp_path) as at:
+        at.send(at.image())
+        at.poll()
+    with away(store, server, tmp_path) as at:
+        for _ in range(2 * truth.HOPELESS):
+            with pytest.raises(ArchiveUnavailable):
+                at.rebuild()
+        assert store.transact(lambda tx: truth.unsettled(tx, now())) == 1
+        with started(server, tmp_path):
+            at.settle()
+            assert [study["status"] for study in at.find("ImagingStudy")] == ["available"]
     store.close()
