@@ -20,6 +20,8 @@ from typing import Any
 from tests.processes import stop, wait_until
 
 ROOT = Path(__file__).parents[2]
+PATIENCE = 12.0
+"""So many seconds a supervisor waits for a process that was asked to end."""
 
 
 # --- who asks --------------------------------------------------------------------------------------------------
@@ -51,8 +53,12 @@ class Process:
         self._signal(signal.SIGKILL)
 
     def stop(self) -> None:
-        """Ask it to end, and wait until it did."""
-        self._signal(signal.SIGTERM)
+        """Ask it to end, and insist as a supervisor does when it does not."""
+        os.kill(self.pid, signal.SIGTERM)
+        try:
+            self.wait(PATIENCE)
+        except AssertionError:
+            self.kill()
 
     def freeze(self) -> None:
         """Let it stand still with all it holds, as a virtual machine that is moved does."""
