@@ -19,6 +19,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from app import errors
 from app.errors import BadRequest, IsocenterError, Unauthenticated, Unavailable
 from app.fhir import outcome
+from app.main import logs
 
 log = structlog.get_logger(__name__)
 
@@ -34,8 +35,6 @@ class RequestId:
     def __init__(self, app: ASGIApp) -> None:
         """`app` is what comes after."""
         self.app = app
-        # Bound once: the lazy logger would be put together anew for each line.
-        self.log = log.bind()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -55,14 +54,14 @@ class RequestId:
             response = await translate(Request(scope, receive), error)
             await response(scope, receive, reply.send)
         finally:
-            self.log.info(
-                "request",
-                method=scope["method"],
-                route=_route(scope),
-                status=reply.status,
-                ms=round((perf_counter() - began) * 1000, 1),
-                request_id=request_id,
-            )
+            logs.tell({
+                "event": "request",
+                "method": scope["method"],
+                "route": _route(scope),
+                "status": reply.status,
+                "ms": round((perf_counter() - began) * 1000, 1),
+                "request_id": request_id,
+            })  # fmt: skip
 
 
 def _refuse_nul(scope: Scope) -> None:

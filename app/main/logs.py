@@ -64,6 +64,13 @@ def configure() -> None:
     )
 
 
+def tell(said: dict[str, Any]) -> None:
+    """Write a line that every request has: a logger would take three times as long to come to the same."""
+    out = sys.stderr.buffer
+    out.write(_line(None, "info", said) + b"\n")
+    out.flush()
+
+
 def _line(_logger: object, method: str, event: MutableMapping[str, Any]) -> bytes:
     """One event as one line: what was told, then its level and time. One step, for every request pays it."""
     said = {**event, "level": LEVELS.get(method, method), "timestamp": datetime.now(UTC)}
