@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any, cast
+from typing import Any
 
 from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -108,25 +108,25 @@ def outline(orthanc: Orthanc, orthanc_id: str) -> HeldStudy | None:
     )
 
 
-def header(orthanc: Orthanc, instance_id: str) -> Dataset:
+def header(orthanc: Orthanc, instance_id: str) -> Header:
     """The attributes of one instance but its pixels, decoded; what cannot be a value stays the text it is."""
     try:
         found = dataset(orthanc.tags(instance_id))
-        return found if charsets.is_safe(found) else charsets.reread(found, orthanc.file(instance_id))
+        if not charsets.is_safe(found):
+            charsets.reread(found, orthanc.file(instance_id))
     except RecursionError:
         # Sequences nested so deep are no information; what the archive has indexed is.
-        return _indexed(orthanc, instance_id)
+        found = _indexed(orthanc, instance_id)
+    return found
 
 
-def _indexed(orthanc: Orthanc, instance_id: str) -> Dataset:
-    result = Dataset()
+def _indexed(orthanc: Orthanc, instance_id: str) -> Header:
+    found: dict[str, Any] = {}
     for row in (orthanc.parent("instances", instance_id, "study"), orthanc.parent("instances", instance_id, "series")):
         for keyword, value in (row.get("PatientMainDicomTags", {}) | row["MainDicomTags"]).items():
-            tag = tag_for_keyword(keyword)
-            element = _element(f"{Tag(tag).group:04x},{Tag(tag).element:04x}", _entry(value)) if tag else None
-            if element is not None:
-                result.add(element)
-    return result
+            if known := _known(keyword):
+                found[known[1]] = _entry(value)
+    return dataset(found)
 
 
 def _entry(value: str) -> Json:
@@ -134,25 +134,70 @@ def _entry(value: str) -> Json:
 
 
 class Header(Dataset):
-    """A Dataset that is asked for many keywords, most of them absent, and answers without raising inside."""
+    """A Dataset that is asked for some of its keywords, and for many that it has not.
+
+    An element is made when it is asked for, and all of them when somebody wants more than a keyword's value. Threads
+    may ask at the same time: they make the same.
+    """
+
+    def __init__(self, tags: Mapping[str, Any] | None = None) -> None:
+        """Orthanc's tag JSON."""
+        super().__init__()
+        self._tags: dict[str, Any] = {name.lower(): entry for name, entry in (tags or {}).items()}
+        self._made: dict[str, DataElement | None] = {}
+        self._whole: MutableMapping[BaseTag, Any] | None = None
+
+    @property  # pydicom declares a plain attribute
+    def _dict(  # pyright: ignore[reportIncompatibleVariableOverride]
+        self,
+    ) -> MutableMapping[BaseTag, Any]:
+        """Where pydicom keeps the elements."""
+        if self._whole is None:
+            made = (self._element(name) for name in self._tags)
+            self._whole = {element.tag: element for element in made if element is not None}
+        return self._whole
+
+    @_dict.setter
+    def _dict(self, elements: MutableMapping[BaseTag, Any]) -> None:
+        self._whole = elements
+
+    def _element(self, name: str) -> DataElement | None:
+        try:
+            return self._made[name]
+        except KeyError:
+            entry = self._tags.get(name)
+            return self._made.setdefault(name, None if entry is None else _element(name, entry))
 
     def get(self, key: Any, default: Any = None) -> Any:
         """The value of a keyword, as in any Dataset."""
-        tag = tag_for_keyword(key) if type(key) is str else None
-        if tag is None:
+        found = _known(key) if type(key) is str else None
+        if found is None:
             return super().get(key, default)
-        element = self._dict.get(cast("BaseTag", tag))
+        tag, name = found
+        element = self._element(name) if self._whole is None else self._whole.get(tag)
         return default if element is None else element.value
 
+    @property
+    def size(self) -> int:
+        """How many elements there are, those of sequences too."""
+        count, rest = 0, [self._tags]
+        while rest:
+            tags = rest.pop()
+            count += len(tags)
+            rest += [item for one in tags.values() if one.get("Type") == "Sequence" for item in one["Value"]]
+        return count
 
-def dataset(tags: Mapping[str, Any]) -> Dataset:
+
+@lru_cache(maxsize=4096)
+def _known(keyword: str) -> tuple[BaseTag, str] | None:
+    """The tag of a keyword, and how Orthanc writes it."""
+    tag = tag_for_keyword(keyword)
+    return None if tag is None else (Tag(tag), f"{tag >> 16:04x},{tag & 0xFFFF:04x}")
+
+
+def dataset(tags: Mapping[str, Any]) -> Header:
     """Orthanc's tag JSON as a Dataset. An invalid value stays as text, one that is none is dropped, never the whole."""
-    result = Header()
-    for name, entry in tags.items():
-        element = _element(name, entry)
-        if element is not None:
-            result.add(element)
-    return result
+    return Header(tags)
 
 
 def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:

@@ -36,13 +36,9 @@ class Headers:
         from app.dicom import archive
 
         header = archive.header(orthanc, held.orthanc_id)
-        if held.file and _size(header) <= LARGEST:
+        if held.file and header.size <= LARGEST:
             with self._lock:
                 self._known[held.file] = header
                 if len(self._known) > KEPT:
                     self._known.popitem(last=False)
         return header
-
-
-def _size(dataset: Dataset) -> int:
-    return sum(1 + sum(map(_size, element.value)) if element.VR == "SQ" else 1 for element in dataset)

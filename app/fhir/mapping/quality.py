@@ -127,7 +127,8 @@ def _of_series(one: Series) -> Iterator[Issue]:
             if not values.text(header.get(keyword)):
                 yield _placed(MISSING, keyword, one)
         for keyword, convert in CHECKED.items():
-            if values.text(header.get(keyword)) and convert(header.get(keyword)) is None:
+            value = header.get(keyword)
+            if value is not None and convert(value) is None and values.text(value):
                 yield _placed(INVALID, keyword, one)
         if values.text(header.get("PatientIdentityRemoved")) == "YES":
             yield ANONYMISED, "PatientIdentityRemoved", ""
@@ -135,7 +136,8 @@ def _of_series(one: Series) -> Iterator[Issue]:
 
 
 def _characters(header: Dataset, one: Series) -> Iterator[Issue]:
-    written = {keyword: " ".join(values.texts(header.get(keyword))) for keyword in TEXTS}
+    found = {keyword: value for keyword in TEXTS if (value := header.get(keyword)) is not None}
+    written = {keyword: " ".join(values.texts(value)) for keyword, value in found.items()}
     for keyword, text in written.items():
         if REPLACEMENT in text:
             yield _placed(UNDECODABLE, keyword, one)
@@ -154,7 +156,11 @@ def _headers(one: Series) -> list[Dataset]:
 
 
 def _differ(headers: Iterable[Dataset], keyword: str, same: Callable[[Any], Any]) -> bool:
-    return len({same(header.get(keyword)) for header in headers} - {None, ""}) > 1
+    written = [value for header in headers if (value := header.get(keyword)) is not None]
+    # What is written alike means the same, whatever it means.
+    if len(written) < 2 or all(value == written[0] for value in written):
+        return False
+    return len({same(value) for value in written} - {None, ""}) > 1
 
 
 def _extension(issue: Issue) -> Json:

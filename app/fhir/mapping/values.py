@@ -23,9 +23,14 @@ MINUTE = timedelta(minutes=1)
 
 def text(value: Any) -> str | None:
     """The first value as one line of text, or None."""
+    if value is None:
+        return None
+    # Most values are plain text, and to ask whether they are sequences costs more than to read them.
+    if type(value) is str:
+        return codes.line(value) or None
     if isinstance(value, (list, tuple, MutableSequence)):
         return next((found for one in value if (found := text(one))), None)
-    return codes.line(str(value)) or None if value is not None else None
+    return codes.line(str(value)) or None
 
 
 def texts(value: Any) -> list[str]:
