@@ -100,8 +100,8 @@ def count_images(connection: Connection, study_orthanc_id: str, apart_from: froz
 
 def of_imaging_study(connection: Connection, imaging_study_id: str) -> list[str]:
     """The archive's ids of the studies that an ImagingStudy tells of."""
-    own = sa.and_(study.c.imaging_study_id == imaging_study_id, study.c.missing_since.is_(None))
-    return list(connection.execute(sa.select(study.c.orthanc_id).where(own)).scalars())
+    statement = "SELECT orthanc_id FROM study WHERE imaging_study_id = ? AND missing_since IS NULL"
+    return [row[0] for row in run(connection, statement, (imaging_study_id,))]
 
 
 def any_image(connection: Connection, study_orthanc_id: str, apart_from: frozenset[str]) -> str | None:

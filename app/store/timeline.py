@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -9,8 +10,10 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from app.store.database import now
+from app.store.database import now, run
 from app.store.tables import event
+
+ADD = "INSERT INTO event (at, kind, cause, order_id, study_uid, detail) VALUES (?, ?, ?, ?, ?, ?)"
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,16 +29,9 @@ class Happening:
 
 def add(connection: Connection, happening: Happening) -> None:
     """Append the event with the store's time."""
-    connection.execute(
-        event.insert().values(
-            at=now(),
-            kind=happening.kind,
-            cause=happening.cause,
-            order_id=happening.order_id,
-            study_uid=happening.study_uid,
-            detail=happening.detail,
-        )
-    )
+    one = happening
+    row = (now(), one.kind, one.cause, one.order_id, one.study_uid, json.dumps(one.detail))
+    run(connection, ADD, row)
 
 
 def of_order(connection: Connection, order_id: str) -> Sequence[sa.RowMapping]:
