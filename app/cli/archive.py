@@ -60,7 +60,7 @@ def sync_reconcile(
     """
     detail: dict[str, Any] = {"accept_missing": accept_missing, "reason": reason} if accept_missing else {}
     answer = _done("reconcile", detail)
-    show({"before": answer["before"], "after": answer["after"], "failing": answer["failing"]})
+    show({name: answer[name] for name in ("before", "after", "failing", "note") if name in answer})
 
 
 @sync_commands.command("rebuild")

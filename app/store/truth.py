@@ -44,6 +44,10 @@ class Believed:
     """How many were withdrawn a short while ago without a person's word."""
     waiting: frozenset[str]
     """Marked to be looked at."""
+    claimed: frozenset[str] = frozenset()
+    """Of those the ones somebody looks at just now: what is published of them may be older than this."""
+    failing: frozenset[str] = frozenset()
+    """Of those the ones that fail again and again."""
 
     @property
     def instances(self) -> int:
@@ -53,6 +57,10 @@ class Believed:
 
 def believed(connection: Connection, window_ms: int) -> Believed:
     """What we believe now; withdrawals of the last `window_ms` count as recent."""
+    # Marks first: a look that ends after this is among the claimed, one that ended before is in the studies read next.
+    marks = connection.execute(
+        sa.select(dirty_study.c.orthanc_id, dirty_study.c.claimed_until, dirty_study.c.attempts)
+    ).all()
     here = study.c.missing_since.is_(None)
     rows = connection.execute(
         sa.select(study.c.orthanc_id, study.c.instances, study.c.series, study.c.last_update).where(here)
@@ -67,7 +75,9 @@ def believed(connection: Connection, window_ms: int) -> Believed:
         frozenset(row[0] for row in gone if row[1] and not row[3]),
         frozenset(row[0] for row in gone if row[1] and row[3]),
         sum(1 for row in gone if not row[1] and not row[3] and row[2] > after),
-        frozenset(connection.execute(sa.select(dirty_study.c.orthanc_id)).scalars()),
+        frozenset(row[0] for row in marks),
+        frozenset(row[0] for row in marks if row[1]),
+        frozenset(row[0] for row in marks if row[2] >= HOPELESS),
     )
 
 

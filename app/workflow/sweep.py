@@ -22,6 +22,7 @@ from app.settings import Settings
 from app.store import requests, sync, truth
 from app.store.database import now
 from app.store.requests import Request
+from app.store.sync import Mark
 from app.store.truth import SWEEP, Believed, State, state
 from app.workflow import comparing
 from app.workflow.comparing import Found, Level
@@ -45,6 +46,9 @@ GLANCE_SHARE = 0.02
 """Of the time at most so much is spent on that, where totals take long to count."""
 NAMED = 20
 """Studies that are named in an answer to a person."""
+ROUNDS, PATIENCE_MS = 10, 60_000
+"""A person's request compares again until nothing differs: at most so often, and for so long after the first time."""
+CHANGING = "the archive changed during every comparison; what is left is marked and will be looked at"
 
 
 # --- one sweep -------------------------------------------------------------------------------------------------
@@ -63,6 +67,8 @@ class Drift:
     """How deep it looked."""
     waiting: int = 0
     """How many studies were marked before it began."""
+    left: int = 0
+    """How many differ or were marked, without those that are held back and those that fail again and again."""
     studies: dict[str, list[str]] = field(default_factory=dict[str, list[str]])
     """Some of them: archive's ids of the new and changed ones, Study Instance UIDs of the missing ones."""
 
@@ -138,23 +144,28 @@ def carry_out(led: Lead, *, thorough: bool, accepted: Accepted | None = None) ->
     found = comparing.differences(comparing.Sides(at.orthanc, at.store, ours, led.renew), thorough=thorough)
     gone = found.missing | (ours.leaving - found.held)
     hold = "" if accepted else _held_back(before.hold, ours, gone)
-    drift = Drift(len(found.new), len(gone), len(found.changed), hold, found.level, len(ours.waiting))
+    left = (found.new | found.changed | ours.waiting | (frozenset() if hold else gone)) - ours.failing
+    drift = Drift(len(found.new), len(gone), len(found.changed), hold, found.level, len(ours.waiting), len(left))
     facts: dict[str, Any] = {"at": moment, "took": round(time.monotonic() - begun, 3), **_told(drift)}
     facts["hold_since"] = (before.hold_since or moment) if hold else 0
     if thorough:
         facts |= {"full_at": moment, "full_epoch": epoch}
 
+    leave = frozenset[str]() if hold else gone
+    # A look under way may have read the archive before this and publish after it: it must not be the last one.
+    again = (((found.new | found.changed) - ours.waiting) | ours.claimed) - leave
+
     def work(connection: Connection) -> None:
-        sync.mark(connection, (found.new | found.changed) - ours.waiting, "sweep", priority=sync.RESYNC)
-        if not hold:
-            _take_leave(connection, at.site.settings, (gone, moment), accepted)
+        _mark(connection, at.site.settings, again, leave, accepted)
+        truth.missing(connection, leave, moment)
+        if accepted:
+            truth.accept(connection, leave, accepted.reason)
         truth.note(connection, **facts)
 
     led.write(work)
     if hold and not before.hold:
         log.error("withdrawals held back", reason=hold, missing=len(gone), known=len(ours.present) + len(ours.leaving))
-    with at.store.read() as connection:
-        return replace(drift, studies=_named(connection, found, gone))
+    return _named(at, drift, found, gone)
 
 
 def _told(drift: Drift) -> dict[str, Any]:
@@ -167,25 +178,25 @@ def _told(drift: Drift) -> dict[str, Any]:
     }
 
 
-def _named(connection: Connection, found: Found, gone: frozenset[str]) -> dict[str, list[str]]:
-    named = {
-        "new": sorted(found.new)[:NAMED],
-        "changed": sorted(found.changed)[:NAMED],
-        "missing": truth.uids(connection, sorted(gone)[:NAMED]),
-    }
-    return {name: some for name, some in named.items() if some}
+def _named(at: Archive, drift: Drift, found: Found, gone: frozenset[str]) -> Drift:
+    with at.store.read() as connection:
+        missing = truth.uids(connection, sorted(gone)[:NAMED])
+    named = {"new": sorted(found.new)[:NAMED], "changed": sorted(found.changed)[:NAMED], "missing": missing}
+    return replace(drift, studies={name: some for name, some in named.items() if some})
 
 
-def _take_leave(
-    connection: Connection, settings: Settings, missed: tuple[frozenset[str], int], accepted: Accepted | None
+def _mark(
+    connection: Connection,
+    settings: Settings,
+    again: frozenset[str],
+    leave: frozenset[str],
+    accepted: Accepted | None,
 ) -> None:
-    """The grace begins; there is none for what a person has accepted. `missed`: which studies, since when."""
-    gone, moment = missed
-    # Marks come first, as with everybody else who writes both: two transactions must not wait for each other.
-    sync.mark(connection, gone, "missing", delay_ms=0 if accepted else int(settings.delete_grace * 1000))
-    truth.missing(connection, gone, moment)
-    if accepted:
-        truth.accept(connection, gone, accepted.reason)
+    """Have studies looked at: at once, and after the grace those that leave; what a person has accepted has none."""
+    grace = 0 if accepted else int(settings.delete_grace * 1000)
+    marks = [Mark(one, "sweep", priority=sync.RESYNC) for one in again]
+    # All at once and before the studies, as everybody else does: two transactions must not wait for each other.
+    sync.mark_each(connection, marks + [Mark(one, "missing", grace, grace) for one in leave])
 
 
 def _window(settings: Settings) -> int:
@@ -320,12 +331,13 @@ _BEGIN: dict[str, Callable[[Lead, Request], bool]] = {"reconcile": _reconcile, "
 
 def _begun(connection: Connection, led: Lead, request: Request, **answer: object) -> None:
     moment = now()
-    studies = truth.unsettled(connection, moment)
+    # Whoever waits sees what came later added to what there was.
+    studies = request.answer.get("studies", 0) + truth.unsettled(connection, moment)
     requests.take(connection, request, led.owner, marked=moment, studies=studies, **answer)
 
 
 def _goes_on(led: Lead, request: Request) -> bool:
-    """Done when every study that was marked by then has been looked at."""
+    """Done when every study that was marked by then has been looked at, and a comparison finds nothing left."""
     with led.at.store.read() as connection:
         left = truth.unsettled(connection, int(request.answer["marked"]))
         failing = truth.waiting(connection).failing
@@ -333,7 +345,14 @@ def _goes_on(led: Lead, request: Request) -> bool:
         return True
     answer: dict[str, Any] = {"failing": failing}
     if request.kind == "reconcile":
-        answer["after"] = told(carry_out(led, thorough=True))
+        after = carry_out(led, thorough=True)
+        answer["after"] = told(after)
+        if after.left:
+            rounds, since = request.answer.get("rounds", 1), request.answer.get("compared", now())
+            if rounds < ROUNDS and now() - since < PATIENCE_MS:
+                led.write(lambda tx: _begun(tx, led, request, rounds=rounds + 1, compared=since))
+                return False
+            answer["note"] = CHANGING
     led.write(lambda connection: requests.finish(connection, request, **answer))
     return False
 

@@ -27,8 +27,19 @@ class _State:
     left: int | None = None
     """How many bytes of answers pass until their connection breaks."""
     flowing: asyncio.Event = field(default_factory=asyncio.Event)
+    word: bytes = b""
+    """Answers to requests that say this are kept back."""
+    kept: int = 0
+    passing: asyncio.Event = field(default_factory=asyncio.Event)
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
+
+
+@dataclass
+class _Connection:
+    """One connection: whether its next answer is kept back."""
+
+    kept: bool = False
 
 
 class Proxy:
@@ -87,6 +98,20 @@ class Proxy:
 
         self._change(now)
 
+    def keep_back(self, word: bytes) -> None:
+        """Hand requests that say this over, and keep their answers until the network is restored."""
+
+        def now() -> None:
+            self._state.word = word
+            self._state.passing.clear()
+
+        self._change(now)
+
+    @property
+    def keeps(self) -> int:
+        """How many answers have been kept back so far."""
+        return self._state.kept
+
     def _change(self, work: Callable[[], None]) -> None:
         done = threading.Event()
 
@@ -118,6 +143,8 @@ class Proxy:
 
     def _restore(self) -> None:
         self._state.refused, self._state.delay, self._state.left = False, 0.0, None
+        self._state.word = b""
+        self._state.passing.set()
         self._state.flowing.set()
 
     def _reset(self) -> None:
@@ -139,8 +166,9 @@ class Proxy:
             return
         pair = {writer, to}
         self._state.writers |= pair
-        pumps = [asyncio.create_task(self._pump(reader, to, answers=False))]
-        pumps.append(asyncio.create_task(self._pump(behind, writer, answers=True)))
+        connection = _Connection()
+        pumps = [asyncio.create_task(self._pump(reader, to, connection, answers=False))]
+        pumps.append(asyncio.create_task(self._pump(behind, writer, connection, answers=True)))
         await asyncio.wait(pumps, return_when=asyncio.FIRST_COMPLETED)
         for one in pumps:
             one.cancel()
@@ -151,9 +179,16 @@ class Proxy:
             with suppress(OSError):
                 await one.wait_closed()
 
-    async def _pump(self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, *, answers: bool) -> None:
+    async def _pump(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, connection: _Connection, *, answers: bool
+    ) -> None:
         with suppress(OSError):
             while data := await source.read(65536):
+                if answers and connection.kept:
+                    self._state.kept += 1
+                    await self._state.passing.wait()
+                    connection.kept = False
+                connection.kept |= not answers and bool(self._state.word) and self._state.word in data
                 for piece in self._pieces(data):
                     if self._state.delay:
                         await asyncio.sleep(self._state.delay)

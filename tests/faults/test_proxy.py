@@ -11,6 +11,7 @@ import httpx
 import pytest
 
 from tests.faults.proxy import Proxy
+from tests.processes import wait_until
 
 BODY = b"x" * 20_000
 
@@ -87,3 +88,18 @@ def test_an_answer_is_broken_off_in_its_midst_once(network: Proxy, client: httpx
     with pytest.raises(httpx.TransportError):
         client.get("/")
     assert client.get("/").content == BODY
+
+
+def test_an_answer_is_kept_back_of_the_requests_that_say_a_word(network: Proxy, client: httpx.Client) -> None:
+    network.keep_back(b"/late")
+    answers: list[bytes] = []
+    asked = threading.Thread(
+        target=lambda: answers.append(httpx.get(f"{client.base_url}/late", trust_env=False).content)
+    )
+    asked.start()
+    assert client.get("/").content == BODY
+    wait_until(lambda: network.keeps == 1, "the answer", 5)
+    assert answers == []
+    network.restore()
+    asked.join(5)
+    assert answers == [BODY]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
 from typing import Any
 
 import httpx
@@ -14,10 +16,11 @@ from app.dicom.orthanc import Orthanc as Client
 from app.errors import ArchiveUnavailable, Unavailable
 from app.store import requests, sync, truth
 from app.store.tables import cursor, lease
-from app.workflow import changes, sweep
+from app.workflow import arrivals, changes, sweep
 from app.workflow.arrivals import Archive
+from tests.faults.proxy import Proxy
 from tests.orthanc.hospital import Hospital, both, lite
-from tests.processes import free_port
+from tests.processes import free_port, wait_until
 
 __all__ = ["both", "lite"]
 
@@ -330,6 +333,80 @@ def test_a_person_who_asks_gets_the_drift_before_and_after(both: Hospital) -> No
     assert found.answer["after"]["total"] == 0
     assert found.done is not None
     assert asked(both, "reconcile") != request
+
+
+@contextmanager
+def looking(at: Hospital) -> Generator[None]:
+    """Somebody looks at the study that is due, has read it, and publishes it when this ends."""
+    port, login = int(at.server.url.rsplit(":", 1)[1]), (at.server.username, at.server.password)
+    with Proxy(port) as network, Client(f"http://127.0.0.1:{network.port}", *login) as slow:
+        network.keep_back(b"/tags")
+        at.hurry()
+        look = threading.Thread(target=arrivals.rebuild_one, args=(Archive(at.store, slow, at.archive.site),))
+        look.start()
+        wait_until(lambda: network.keeps > 0, "the study to be read", 10)
+        try:
+            yield
+        finally:
+            network.restore()
+            look.join(10)
+
+
+def carried_on(at: Hospital, request: int, turn: Callable[[], float]) -> requests.Request:
+    """The request's answer; a worker looks at what is marked between two turns."""
+    for _ in range(2 * sweep.ROUNDS):
+        if (found := answered(at, request)).done is not None:
+            return found
+        at.rebuild()
+        turn()
+    raise AssertionError("the request has no end")
+
+
+def test_what_a_look_publishes_that_began_before_the_comparison_is_looked_at_again(both: Hospital) -> None:
+    published(both, 1)
+    both.send(image(both, "1.8.1"))
+    both.poll()
+    request, turn = asked(both, "reconcile"), turned(both)
+    with looking(both):
+        delete(both, ["1.8.1"])
+        turn()
+    found = carried_on(both, request, turn)
+    assert found.answer["after"]["total"] == 0
+    assert "note" not in found.answer
+    assert both.study("1.8.1")["status"] == "unknown"
+
+
+def test_nobody_is_told_that_nothing_differs_while_a_look_is_under_way(both: Hospital) -> None:
+    published(both, 1)
+    request, turn = asked(both, "reconcile"), turned(both)
+    turn()
+    both.send(image(both, "1.7.0", 2))
+    both.poll()
+    with looking(both):
+        both.send(image(both, "1.7.0", 3))
+        both.pacs.delete("/changes").raise_for_status()
+        turn()
+        assert answered(both, request).done is None
+    assert carried_on(both, request, turn).answer["after"]["total"] == 0
+    assert both.study("1.7.0")["numberOfInstances"] == 3
+
+
+def test_an_archive_that_changes_under_every_comparison_is_told_of(
+    lite: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "ROUNDS", 2)
+    published(lite, 1)
+    request, turn = asked(lite, "reconcile"), turned(lite)
+    for number in range(3):
+        assert answered(lite, request).done is None
+        lite.send(image(lite, f"1.8.{number}"))
+        turn()
+        if number < 2:
+            lite.rebuild()
+    found = answered(lite, request)
+    assert found.answer["note"] == sweep.CHANGING
+    assert found.answer["after"]["new"] == 1
+    assert lite.store.transact(sync.waiting) == 1
 
 
 def test_a_request_outlives_the_process_that_took_it(lite: Hospital) -> None:
