@@ -147,19 +147,17 @@ class Header(Dataset):
         self._made: dict[str, DataElement | None] = {}
         self._whole: MutableMapping[BaseTag, Any] | None = None
 
-    @property  # pydicom declares a plain attribute
-    def _dict(  # pyright: ignore[reportIncompatibleVariableOverride]
-        self,
-    ) -> MutableMapping[BaseTag, Any]:
-        """Where pydicom keeps the elements."""
+    def _every(self) -> MutableMapping[BaseTag, Any]:
         if self._whole is None:
             made = (self._element(name) for name in self._tags)
             self._whole = {element.tag: element for element in made if element is not None}
         return self._whole
 
-    @_dict.setter
-    def _dict(self, elements: MutableMapping[BaseTag, Any]) -> None:
+    def _replace(self, elements: MutableMapping[BaseTag, Any]) -> None:
         self._whole = elements
+
+    _dict: Any = property(_every, _replace)
+    """Where pydicom looks for elements."""
 
     def _element(self, name: str) -> DataElement | None:
         try:
