@@ -134,7 +134,6 @@ def column(rounds: Sequence[Round]) -> dict[str, str]:
         "worker frozen until others had its work": f"{done['freeze']:,}",
         "reconcile or rebuild killed": f"{done['kill reconcile'] + done['kill rebuild']:,}",
         "withdrawals held back until a person accepted": f"{done['held back']:,}",
-        "reconciled once more, for the first one told that something was left": f"{done['reconciled again']:,}",
         "studies / instances compared at the end": (
             f"{sum(one.studies for one in said):,} / {sum(one.instances for one in said):,}"
         ),
