@@ -54,6 +54,18 @@ class Draft:
 
     resource: Json
     body: bytes
+    index: Index | None = None
+    """What finds it, where that is known already."""
+
+
+@dataclass(frozen=True, slots=True)
+class Own:
+    """A resource of our own to be stored under the id it has, and the version of it that was read before."""
+
+    draft: Draft
+    cause: str
+    natural_key: str | None = None
+    before: Stored | None = None
 
 
 def dumps(resource: Json) -> bytes:
@@ -71,7 +83,11 @@ def loads(body: bytes) -> Json:
 
 def read(connection: Connection, resource_type: str, resource_id: str) -> Json | None:
     """The current version; None when there is none or it was deleted."""
-    stored = rows.current(connection, resource_type, resource_id)
+    return content(rows.current(connection, resource_type, resource_id))
+
+
+def content(stored: Stored | None) -> Json | None:
+    """What a version says; None when there is none or it says that it was deleted."""
     return loads(stored.body) if stored and not stored.deleted else None
 
 
@@ -216,7 +232,7 @@ def deleted(before: Stored, *, cause: str) -> Change:
 
 def _change(new: Stored, draft: Draft, before: Stored | None, natural_key: str | None) -> Change:
     resource = {**draft.resource, "id": new.resource_id}
-    found = index.extract(resource, offer(new.resource_type))
+    found = draft.index or index.extract(resource, offer(new.resource_type))
     new.patient_id = found.patient_id
     new.body = _inserted(new, draft) or _spliced(new)
     return Change(new, found, before, natural_key)
@@ -238,6 +254,44 @@ def put(connection: Connection, resource: Json, *, cause: str, natural_key: str 
             if before is None:
                 raise
     return _put(connection, before, replaced(before, draft, cause=cause, method="", natural_key=natural_key))
+
+
+def own(resource: Json, *, cause: str, natural_key: str | None = None, before: Stored | None = None) -> Own:
+    """A resource of our own, ready to be stored: what costs time needs no database."""
+    kind = resource["resourceType"]
+    draft = accepted(kind, dumps(resource))
+    return Own(replace(draft, index=index.extract(draft.resource, offer(kind))), cause, natural_key, before)
+
+
+def own_unless_there(
+    connection: Connection, resource: Json, *, cause: str, natural_key: str | None = None
+) -> Own | None:
+    """The same of what is not stored yet; None when it is."""
+    before = rows.current(connection, resource["resourceType"], resource["id"])
+    is_there = before is not None and not before.deleted
+    return None if is_there else own(resource, cause=cause, natural_key=natural_key, before=before)
+
+
+def put_all(connection: Connection, wanted: Sequence[Own]) -> None:
+    """Store several different resources of our own at once; equal content makes no new version."""
+    changes = [change for one in wanted if (change := _own_change(one)) is not None]
+    if not changes:
+        return
+    try:
+        with rows.undoable(connection):
+            rows.write(connection, changes)
+    except Conflict:
+        # Another transaction was first with one of them: each for itself waits for it and goes on from there.
+        for one in wanted:
+            put(connection, one.draft.resource, cause=one.cause, natural_key=one.natural_key)
+
+
+def _own_change(one: Own) -> Change | None:
+    key, draft = one.natural_key, one.draft
+    if one.before is not None:
+        return replaced(one.before, draft, cause=one.cause, method="", natural_key=key)
+    kind, resource_id = draft.resource["resourceType"], draft.resource["id"]
+    return created(kind, draft, cause=one.cause, resource_id=resource_id, method="", natural_key=key)
 
 
 def edit(

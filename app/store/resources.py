@@ -6,7 +6,8 @@ from __future__ import annotations
 
 import sqlite3
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
@@ -218,6 +219,19 @@ def _when(past: Past, row: str) -> Iterator[tuple[str, tuple[Any, ...]]]:
 
 
 # --- writing -------------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def undoable(connection: Connection) -> Generator[None]:
+    """What is written within is undone by an exception, and the transaction can go on."""
+    run(connection, "SAVEPOINT undoable")
+    try:
+        yield
+    except BaseException:
+        run(connection, "ROLLBACK TO SAVEPOINT undoable")
+        raise
+    finally:
+        run(connection, "RELEASE SAVEPOINT undoable")
 
 
 def write(connection: Connection, changes: Sequence[Change]) -> list[Stored]:

@@ -17,16 +17,20 @@ from app.errors import ArchiveUnavailable
 from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
-from app.fhir.mapping.imaging_study import SeriesFacts
+from app.fhir.mapping.imaging_study import Links, SeriesFacts
+from app.fhir.resources import Own
 from app.store import outbox, studies, sync, timeline
 from app.store import resources as rows
 from app.store.database import now
 from app.store.outbox import Effect
+from app.store.resources import Stored
 from app.store.sync import Dirty, Known
 from app.store.timeline import Happening
 from app.workflow import absences, described, evidence, matching, orders, owned
 from app.workflow.site import Archive, Site
 
+LARGE = 200
+"""With more instances a study is made before the transaction, in which everybody who writes would wait for it."""
 AWAY_MS = 1000
 """So soon a study is looked at again whose archive did not answer."""
 
@@ -70,19 +74,43 @@ def _look(at: Archive, dirty: Dirty) -> None:
         return
     own = _described(at, held)
     look = Look(dirty, held, own, own)
-    while (others := at.store.transact(lambda connection, look=look: _publish(at.site, connection, look))) is not None:
-        look = replace(look, facts=_with(at, own, others), joined=others)
+    while (lacking := at.store.transact(lambda connection, look=look: _publish(at.site, connection, look))) is not None:
+        if isinstance(lacking, Basis):
+            look = replace(look, made=_made(at.site, look, lacking))
+        else:
+            look = replace(look, facts=_with(at, own, lacking), joined=lacking, made=None)
+
+
+@dataclass(frozen=True, slots=True)
+class Basis:
+    """What the database says that an ImagingStudy depends on: its links, and the version before."""
+
+    links: Links
+    natural_key: str
+    earlier: Stored | None
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """What one study of the archive holds, and with `joined` the others that FHIR takes for the same study."""
+    """What one study of the archive holds, and with `joined` the others that FHIR takes for the same study.
+
+    `made` is the resource, where it was made before the transaction, and what it depends on.
+    """
 
     dirty: Dirty
     held: HeldStudy
     own: list[SeriesFacts]
     facts: list[SeriesFacts]
     joined: frozenset[str] = frozenset()
+    made: tuple[Basis, Own] | None = None
+
+
+def _made(site: Site, look: Look, basis: Basis) -> tuple[Basis, Own]:
+    """The ImagingStudy, ready to be stored."""
+    study = imaging_study.available(look.held.uid, look.facts, basis.links, site.settings.zone)
+    kept = owned.kept(study, resources.content(basis.earlier))
+    cause = f"archive {look.dirty.reason}"
+    return basis, resources.own(kept, cause=cause, natural_key=basis.natural_key, before=basis.earlier)
 
 
 def _described(at: Archive, held: HeldStudy) -> list[SeriesFacts]:
@@ -102,27 +130,54 @@ def _same(connection: Connection, dirty: Dirty, row: Known, last_update: str) ->
         sync.clean(connection, dirty)
 
 
-def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] | None:
-    """Write what differs; where other studies of the archive belong to it that were not read yet, their ids instead."""
-    dirty, held, facts = look.dirty, look.held, look.facts
-    if not sync.owned(connection, dirty):
+def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] | Basis | None:
+    """Write what differs, or tell what is lacking to do so.
+
+    That are the ids of other studies of the archive that belong to it and were not read yet; or what a large study has
+    to be made for, which everybody who writes would have to wait for.
+    """
+    held = look.held
+    if not sync.owned(connection, look.dirty):
         return None
     rows.lock(connection, f"study {held.uid}")
     before = sync.known(connection, held.orthanc_id)
     match = _matched(site, connection, look)
-    patient_id = matching.patient_for(connection, site, held, look.own[0].header, match)
+    patient_id, placeholder = matching.patient_for(connection, site, held, look.own[0].header, match)
     resource_id = orders.study_resource_id(held.uid, patient_id)
     others = frozenset(studies.of_imaging_study(connection, resource_id)) - {held.orthanc_id}
     if others != look.joined:
         return others
-    links = described.links(site, match.order, (resource_id, patient_id), facts)
-    earlier = resources.read(connection, "ImagingStudy", resource_id)
-    grew = _images(held) - (studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES) if before else 0)
-    study = imaging_study.available(held.uid, facts, links, site.settings.zone)
+    links = described.links(site, match.order, (resource_id, patient_id), look.facts)
+    earlier = rows.current(connection, "ImagingStudy", resource_id, for_update=True)
+    basis = Basis(links, orders.natural_key(held.uid, patient_id), earlier)
+    made = look.made
+    if made is None or made[0] != basis:
+        if held.count > LARGE:
+            return basis
+        made = _made(site, look, basis)
+    asked = _question(connection, held, basis, match)
+    resources.put_all(connection, [one for one in (placeholder, made[1], asked) if one is not None])
+    _published(connection, look, basis, match, before)
+    return None
+
+
+def _question(connection: Connection, held: HeldStudy, basis: Basis, match: matching.Match) -> Own | None:
+    """What a person is asked about a study that fulfils no order."""
+    if match.reason is None:
+        return None
+    focus = f"ImagingStudy/{basis.links.resource_id}"
+    return orders.question(connection, f"study|{held.orthanc_id}", match.reason, focus, _patient_id(basis))
+
+
+def _patient_id(basis: Basis) -> str:
+    return basis.links.subject["reference"].removeprefix("Patient/")
+
+
+def _published(connection: Connection, look: Look, basis: Basis, match: matching.Match, before: Known | None) -> None:
+    """What follows from a study that was just stored."""
+    dirty, held, patient_id, resource_id = look.dirty, look.held, _patient_id(basis), basis.links.resource_id
     cause = f"archive {dirty.reason}"
-    resources.put(
-        connection, owned.kept(study, earlier), cause=cause, natural_key=orders.natural_key(held.uid, patient_id)
-    )
+    grew = _images(held) - (studies.count_images(connection, held.orthanc_id, uids.NOT_IMAGES) if before else 0)
     row = Known(
         held.orthanc_id, held.uid, resource_id, patient_id, match.order["id"] if match.order else None,
         held.digest, now(), False, None, held.count, len(held.series), held.last_update,
@@ -130,11 +185,10 @@ def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] |
     _keep(connection, held, row, before)
     _supersede(connection, before, resource_id, cause)
     back = before is not None and before.instances == 0
-    first = before is None or back or (earlier or {}).get("status") == "registered"
+    first = before is None or back or (resources.content(basis.earlier) or {}).get("status") == "registered"
     _compare(connection, row, grew, cause, back=back)
-    _tell(connection, Arrival(held, patient_id, cause, first, late=grew > 0 and not back), match)
+    _tell(connection, Arrival(held, cause, first, late=grew > 0 and not back), match)
     sync.clean(connection, dirty)
-    return None
 
 
 def _matched(site: Site, connection: Connection, look: Look) -> matching.Match:
@@ -186,10 +240,9 @@ def _supersede(connection: Connection, before: Known | None, resource_id: str, c
 
 @dataclass(frozen=True, slots=True)
 class Arrival:
-    """A study just published: whose, why, whether these are its first images or more of them."""
+    """A study just published: why, whether these are its first images or more of them."""
 
     held: HeldStudy
-    patient_id: str
     cause: str
     first: bool
     late: bool
@@ -203,12 +256,8 @@ def _tell(connection: Connection, arrival: Arrival, match: matching.Match) -> No
         detail = {"instances": held.count}
         happening = Happening("images-available", cause, order_id=order_id, study_uid=held.uid, detail=detail)
         timeline.add(connection, happening)
-    key = f"study|{held.orthanc_id}"
     if match.reason is None:
-        orders.settled(connection, key, cause)
-    else:
-        focus = f"ImagingStudy/{orders.study_resource_id(held.uid, arrival.patient_id)}"
-        orders.review(connection, key, match.reason, focus, arrival.patient_id)
+        orders.settled(connection, f"study|{held.orthanc_id}", cause)
     if match.order is None:
         return
     _alias(connection, match.order, held.uid, cause)

@@ -17,6 +17,7 @@ from app.dicom.archive import HeldStudy
 from app.fhir import resources
 from app.fhir.mapping import patient, terms, values, worklist
 from app.fhir.mapping.codes import Json
+from app.fhir.resources import Own
 from app.workflow.orders import escaped, patient_of
 from app.workflow.site import Site
 
@@ -46,10 +47,12 @@ def order_for(connection: Connection, site: Site, held: HeldStudy, headers: Sequ
     return Match(reason="no-order")
 
 
-def patient_for(connection: Connection, site: Site, held: HeldStudy, header: Dataset, match: Match) -> str:
-    """The id of the Patient these images belong to; a placeholder is made for somebody unknown."""
+def patient_for(
+    connection: Connection, site: Site, held: HeldStudy, header: Dataset, match: Match
+) -> tuple[str, Own | None]:
+    """The id of the Patient these images belong to, and a placeholder to be stored for somebody unknown."""
     if match.order is not None:
-        return patient_of(match.order) or ""
+        return patient_of(match.order) or "", None
     number = values.verbatim(header.get("PatientID"))
     if match.reason == "anonymised-copy" or not number:
         return _placeholder(connection, header, f"study:{held.orthanc_id}", None)
@@ -58,7 +61,7 @@ def patient_for(connection: Connection, site: Site, held: HeldStudy, header: Dat
     # A Patient that was registered outweighs what earlier images alone made known.
     registered = [one for one in known if not patient.is_placeholder(one)] or known
     if len(registered) == 1:
-        return registered[0]["id"]
+        return registered[0]["id"], None
     return _placeholder(connection, header, f"mrn:{system}|{number}", {"system": system, "value": number})
 
 
@@ -104,9 +107,8 @@ def _same_patient(connection: Connection, site: Site, order: Json, header: Datas
     return given == number and (issuer or "") == site.worklist.mrn_issuers.get(system, "")
 
 
-def _placeholder(connection: Connection, header: Dataset, key: str, identifier: Json | None) -> str:
+def _placeholder(connection: Connection, header: Dataset, key: str, identifier: Json | None) -> tuple[str, Own | None]:
     made = patient.from_images(header, identifier) | {"id": str(uuid.uuid5(PATIENT_NAMESPACE, key))}
-    if resources.read(connection, "Patient", made["id"]) is None:
-        # Of two workers that meet here the second waits, and then writes what the first did: same id, same key.
-        resources.put(connection, made, cause="images of an unknown patient", natural_key=f"patient:{key}")
-    return made["id"]
+    # Of two workers that meet here the second waits, and then writes what the first did: same id, same key.
+    cause = "images of an unknown patient"
+    return made["id"], resources.own_unless_there(connection, made, cause=cause, natural_key=f"patient:{key}")

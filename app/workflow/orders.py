@@ -16,6 +16,7 @@ from app.errors import Conflict, Issue, Unprocessable
 from app.fhir import resources
 from app.fhir.mapping import imaging_study, task, terms, worklist
 from app.fhir.mapping.codes import Json
+from app.fhir.resources import Own
 from app.store import counters, studies, sync, timeline
 from app.store import resources as rows
 from app.store.database import Store
@@ -320,11 +321,16 @@ def _cancel(connection: Connection, order: Json, cause: str) -> None:
 
 def review(connection: Connection, key: str, reason: str, focus: str, patient_id: str | None) -> None:
     """Ask a person; asking the same thing again changes nothing."""
+    wanted = question(connection, key, reason, focus, patient_id)
+    resources.put_all(connection, [wanted] if wanted else [])
+
+
+def question(connection: Connection, key: str, reason: str, focus: str, patient_id: str | None) -> Own | None:
+    """What asks a person, to be stored; None when it was asked before."""
     patient = f"Patient/{patient_id}" if patient_id else None
     moment = datetime.now(UTC).isoformat(timespec="seconds")
     asked = task.review(key, reason, focus=focus, patient=patient, authored=moment)
-    if resources.read(connection, "Task", asked["id"]) is None:
-        resources.put(connection, asked, cause=f"{focus}: {reason}")
+    return resources.own_unless_there(connection, asked, cause=f"{focus}: {reason}")
 
 
 def settled(connection: Connection, key: str, cause: str) -> None:
