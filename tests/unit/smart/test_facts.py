@@ -22,7 +22,7 @@ def test_every_role_is_described_and_its_scopes_read_back() -> None:
     assert set(roles) == {*users.ROLES, "foreign"}
     for words in roles.values():
         found, rights = parse_scopes(words)
-        assert rights <= {"isocenter/sign"}
+        assert rights <= {"isocenter/sign", "isocenter/operate"}
         assert all(scope.context == "user" and scopes.enforceable(scope) for scope in found)
 
 

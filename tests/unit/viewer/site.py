@@ -33,6 +33,8 @@ from tests.processes import wait_until
 
 STUDY = "1.2.840.10008.99.1"
 PASSWORD = "correct horse battery"
+NOWHERE = ("http://127.0.0.1:1", "", "")
+"""An archive that these tests never ask."""
 
 
 @dataclass
@@ -96,7 +98,7 @@ def application(settings: Settings, store: Store, records: list[Record], gateway
 
 
 @contextmanager
-def serving(store: Store, folder: Path, viewer: Path, archive: tuple[str, str, str] = ("", "", "")) -> Iterator[Site]:
+def serving(store: Store, folder: Path, viewer: Path, archive: tuple[str, str, str] = NOWHERE) -> Iterator[Site]:
     listener = socket.create_server(("127.0.0.1", 0))
     port = listener.getsockname()[1]
     settings = Settings(
