@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -67,6 +68,17 @@ def test_a_token_ends_with_its_own_time_and_with_its_grants(store: Store) -> Non
     assert both(store, now() + 19_000) == (True, True)
     assert both(store, now() + 25_000) == (False, False), "the grant has expired"
     assert both(store, now() + 35_000) == (False, False), "the token has expired"
+
+
+def test_a_token_that_was_just_known_ends_by_the_clock_alone(store: Store) -> None:
+    store.transact(lambda connection: granted(connection, expires=now() + 1_000))
+    authenticate = tokens.authenticate(store)
+    assert authenticate(VALUE).grant_id == "g1"
+    deadline = monotonic() + 20
+
+    with pytest.raises(Unauthenticated):
+        while monotonic() < deadline:
+            assert authenticate(VALUE).grant_id == "g1"
 
 
 def test_a_refresh_token_opens_nothing(store: Store) -> None:
