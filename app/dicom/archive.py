@@ -172,7 +172,12 @@ class Header(Dataset):
         if found is None:
             return super().get(key, default)
         tag, name = found
-        element = self._element(name) if self._whole is None else self._whole.get(tag)
+        if self._whole is not None:
+            element = self._whole.get(tag)
+        elif name in self._tags:
+            element = self._element(name)
+        else:
+            return default
         return default if element is None else element.value
 
     @property

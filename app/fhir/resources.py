@@ -103,6 +103,11 @@ def find(connection: Connection, resource_type: str, criteria: Sequence[tuple[st
     return [loads(hit.stored.body) for hit in rows.search(connection, query, limit=MAX_FOUND)]
 
 
+def identified_by(connection: Connection, resource_type: str, system: str, value: str) -> list[Json]:
+    """What bears this identifier, for the server's own use: no access is asked, and no search is read."""
+    return [loads(one.body) for one in rows.with_token(connection, resource_type, "identifier", system, value)]
+
+
 def facts(connection: Connection, resource_type: str, resource_id: str) -> Facts:
     """What the access decision may know of a stored resource; nothing of one that is not there."""
     resource = read(connection, resource_type, resource_id)

@@ -132,6 +132,14 @@ def by_natural_key(connection: Connection, natural_key: str) -> Stored | None:
     return _stored(row) if row else None
 
 
+def with_token(connection: Connection, resource_type: str, param: str, system: str, value: str) -> list[Stored]:
+    """The current versions that a token parameter finds by system and value, the oldest first."""
+    sql = f"""SELECT {_COLUMNS} FROM indextoken t CROSS JOIN resource r
+        WHERE t.param = ? AND t.value = ? AND t.system = ? AND r.rid = t.rid ORDER BY r.rid"""
+    found = run(connection, sql, (key(resource_type, param), cut(value), cut(system))).fetchall()
+    return [_stored(row) for row in found]
+
+
 def several(connection: Connection, resource_type: str, ids: Iterable[str]) -> list[Stored]:
     """The current versions that are there, by id."""
     found = currents(connection, ((resource_type, resource_id) for resource_id in ids))

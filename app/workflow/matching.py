@@ -18,7 +18,7 @@ from app.fhir import resources
 from app.fhir.mapping import patient, terms, values, worklist
 from app.fhir.mapping.codes import Json
 from app.fhir.resources import Own
-from app.workflow.orders import escaped, patient_of
+from app.workflow.orders import patient_of
 from app.workflow.site import Site
 
 PATIENT_NAMESPACE = uuid.uuid5(uuid.NAMESPACE_URL, terms.BASE + "/Patient")
@@ -36,12 +36,10 @@ def order_for(connection: Connection, site: Site, held: HeldStudy, headers: Sequ
     """The one order that these images fulfil."""
     if held.copied or any(header.get("PatientIdentityRemoved") == "YES" for header in headers):
         return Match(reason="anonymised-copy")
-    by_uid = [("identifier", f"{terms.DICOM_UID}|{values.oid(held.uid)}")]
-    by_accession = (
-        [("identifier", f"{escaped(system)}|{escaped(number)}")] for system, number in accessions(site, headers)
-    )
-    for criteria in (by_uid, *by_accession):
-        found = [order for order in resources.find(connection, "ServiceRequest", criteria) if _fulfillable(order)]
+    by_uid = (terms.DICOM_UID, values.oid(held.uid))
+    for identifier in (by_uid, *accessions(site, headers)):
+        known = resources.identified_by(connection, "ServiceRequest", *identifier)
+        found = [order for order in known if _fulfillable(order)]
         if found:
             return _decided(connection, site, found, headers[0])
     return Match(reason="no-order")
@@ -57,7 +55,7 @@ def patient_for(
     if match.reason == "anonymised-copy" or not number:
         return _placeholder(connection, header, f"study:{held.orthanc_id}", None)
     system = site.system("mrn", values.verbatim(header.get("IssuerOfPatientID")))
-    known = resources.find(connection, "Patient", [("identifier", f"{escaped(system)}|{escaped(number)}")])
+    known = resources.identified_by(connection, "Patient", system, number)
     # A Patient that was registered outweighs what earlier images alone made known.
     registered = [one for one in known if not patient.is_placeholder(one)] or known
     if len(registered) == 1:

@@ -181,6 +181,24 @@ def test_two_first_writers_of_our_own_end_as_two_versions(store: Store) -> None:
         assert sorted(one.version for one in stored) == list(range(1, 9))
 
 
+def test_of_several_stored_at_once_the_one_that_somebody_stored_first_gets_a_next_version(store: Store) -> None:
+    def patient(number: str, family: str) -> dict[str, Any]:
+        identifier = {"system": "urn:mrn", "value": number}
+        return {"resourceType": "Patient", "id": number, "identifier": [identifier], "name": [{"family": family}]}
+
+    made = [resources.own(patient(one, "Ours"), cause="test", natural_key=f"patient:{one}") for one in ("1", "2")]
+    store.transact(lambda connection: resources.put(connection, patient("2", "Theirs"), cause="test"))
+    store.transact(lambda connection: resources.put_all(connection, made))
+    with store.read() as connection:
+        [first] = resources.identified_by(connection, "Patient", "urn:mrn", "1")
+        [second] = resources.identified_by(connection, "Patient", "urn:mrn", "2")
+        assert resources.identified_by(connection, "Patient", "urn:other", "1") == []
+        assert resources.own_unless_there(connection, patient("1", "Again"), cause="test") is None
+        assert resources.own_unless_there(connection, patient("3", "New"), cause="test") is not None
+    assert [one["name"][0]["family"] for one in (first, second)] == ["Ours", "Ours"]
+    assert [one["meta"]["versionId"] for one in (first, second)] == ["1", "2"]
+
+
 def test_an_edit_changes_the_named_elements_and_no_other_byte(store: Store) -> None:
     body = b'{"resourceType":"ServiceRequest","id":"r","status":"active","intent":"order",'
     body += b'"subject":{ "reference" : "Patient/p1" },"code":{"text" :"CT"}}'
