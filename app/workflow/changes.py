@@ -18,17 +18,14 @@ from app.fhir.mapping.codes import Json
 from app.store import sync
 from app.store.database import now
 from app.store.sync import Change, Mark, Position
-from app.workflow import sweep
+from app.workflow import identity, sweep
+from app.workflow.identity import CHANGES, OVERLAP, PAGE
 from app.workflow.site import Archive
 
 log = structlog.get_logger(__name__)
 
-CHANGES = "changes"
-OVERLAP = 200
-"""Sequence numbers read again: PostgreSQL may show a lower number after a higher one."""
 AGAIN_SECONDS = 0.5
 """How often they are read again."""
-PAGE = 1000
 RESYNC = 5000
 """So many studies are marked in one transaction when all of them are."""
 HINTS = frozenset({"StableStudy", "StableSeries", "StablePatient", "CompletedSeries"})
@@ -91,8 +88,7 @@ def read(reader: Reader, fence: int) -> int:
     with at.store.read() as connection:
         heard = sync.heard(connection, position.epoch, since)
     rows: list[Json] = answer["Changes"]
-    reused = any(heard.get(row["Seq"], row["ID"]) != row["ID"] for row in rows)
-    if reused or (last < position.value and at.orthanc.last_change() < position.value):
+    if identity.is_reused(rows, heard) or identity.is_behind(at.orthanc, last, position):
         return _another_database(reader, position, fence)
     rows = [row for row in rows if row["Seq"] not in heard]
     if not rows and last <= position.value:
@@ -212,16 +208,12 @@ def _learn(reader: Reader, orthanc: Orthanc, unknown: Iterable[str]) -> None:
 
 
 def _is_another_server(reader: Reader, position: Position) -> bool:
-    """Whether an archive that says who it is (Orthanc 1.11.1) is not the one read before."""
+    """Whether the archive says now and then that it is not the one read before."""
     if time.monotonic() - reader.asked < ANOTHER_SECONDS:
         return False
-    known, told = (position.detail or {}).get("server", ""), _server(reader.at.orthanc)
+    found = identity.is_named_otherwise(reader.at.orthanc, position)
     reader.asked = time.monotonic()
-    return bool(known and told and known != told)
-
-
-def _server(orthanc: Orthanc) -> str:
-    return str(orthanc.system().get("DatabaseServerIdentifier") or "")
+    return found
 
 
 def _another_database(reader: Reader, position: Position, fence: int) -> int:
@@ -233,7 +225,7 @@ def _another_database(reader: Reader, position: Position, fence: int) -> int:
 def _resync(reader: Reader, fence: int, *, hold: str) -> int:
     """Look at every study there is, and read the log from its present end on."""
     at = reader.at
-    last, server = at.orthanc.last_change(), _server(at.orthanc)
+    last, server = at.orthanc.last_change(), identity.name(at.orthanc)
     reader.bursts.clear()
     reader.series.clear()
     epoch = uuid.uuid4().hex

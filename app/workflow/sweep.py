@@ -24,7 +24,7 @@ from app.store.database import now
 from app.store.requests import Request
 from app.store.sync import Mark
 from app.store.truth import SWEEP, Believed, State, state
-from app.workflow import comparing
+from app.workflow import comparing, identity
 from app.workflow.comparing import Found, Level
 from app.workflow.site import Archive
 
@@ -142,17 +142,15 @@ def carry_out(led: Lead, *, thorough: bool, accepted: Accepted | None = None) ->
     at, begun, moment = led.at, time.monotonic(), now()
     with at.store.read() as connection:
         ours = truth.believed(connection, _window(at.site.settings))
-        before, epoch = state(connection), sync.position(connection, "changes").epoch
+        before, epoch = state(connection), sync.position(connection, identity.CHANGES).epoch
     found = comparing.differences(comparing.Sides(at.orthanc, at.store, ours, led.renew), thorough=thorough)
     gone = found.missing | (ours.leaving - found.held)
-    hold = "" if accepted else _held_back(before.hold, ours, gone)
+    hold = "" if accepted else _held_back(before.hold, ours, gone) or _replaced(at, gone)
     left = (found.new | found.changed | ours.waiting | (frozenset() if hold else gone)) - ours.failing
     drift = Drift(len(found.new), len(gone), len(found.changed), hold, found.level, len(ours.waiting), len(left))
-    facts: dict[str, Any] = {"at": moment, "took": round(time.monotonic() - begun, 3), **_told(drift)}
-    facts["hold_since"] = (before.hold_since or moment) if hold else 0
-    if thorough:
-        facts |= {"full_at": moment, "full_epoch": epoch}
-
+    since = (before.hold_since or moment) if hold else 0
+    facts = {"at": moment, "took": round(time.monotonic() - begun, 3), "hold_since": since, **_told(drift)}
+    full = {"full_at": moment, "full_epoch": epoch} if thorough else {}
     leave = frozenset[str]() if hold else gone
     # A look under way may have read the archive before this and publish after it: it must not be the last one.
     again = (((found.new | found.changed) - ours.waiting) | ours.claimed) - leave
@@ -162,12 +160,27 @@ def carry_out(led: Lead, *, thorough: bool, accepted: Accepted | None = None) ->
         truth.missing(connection, leave, moment)
         if accepted:
             truth.accept(connection, leave, accepted.reason)
-        truth.note(connection, **facts)
+        truth.note(connection, **facts, **full)
 
-    led.write(work)
+    if not led.write(_unless_held(before.hold, work)):
+        return carry_out(led, thorough=thorough, accepted=accepted)
     if hold and not before.hold:
         log.error("withdrawals held back", reason=hold, missing=len(gone), known=len(ours.present) + len(ours.leaving))
     return _named(at, drift, found, gone)
+
+
+def _unless_held(before: str, work: Callable[[Connection], object]) -> Callable[[Connection], bool]:
+    """The work, unless somebody has begun or ended to hold back meanwhile: the comparison knew nothing of it."""
+
+    def unless(connection: Connection) -> bool:
+        # With this the row is ours until the transaction ends.
+        truth.note(connection)
+        if state(connection).hold != before:
+            return False
+        work(connection)
+        return True
+
+    return unless
 
 
 def _told(drift: Drift) -> dict[str, Any]:
@@ -216,6 +229,11 @@ def _held_back(before: str, ours: Believed, gone: frozenset[str]) -> str:
         return MASS
     # One study alone that is deleted is no emptied archive.
     return EMPTIED if len(gone) == here > 1 else ""
+
+
+def _replaced(at: Archive, gone: frozenset[str]) -> str:
+    """Whether it is another archive that lacks them: the log's reader may not have noticed yet."""
+    return ANOTHER_DATABASE if gone and identity.is_another(at) else ""
 
 
 # --- where it stands -------------------------------------------------------------------------------------------

@@ -238,6 +238,39 @@ def test_another_database_behind_the_archive_withdraws_nothing(both: Hospital) -
     assert both.study("1.2.3.1")["status"] == "unknown"
 
 
+@pytest.mark.case(5)
+def test_another_database_is_found_by_the_sweep_before_the_log_is_read_again(both: Hospital) -> None:
+    both.send(both.image(), image(both, "1.7.1"))
+    both.look()
+    both.delete("studies", both.orthanc_id("1.2.3.1"))
+    both.store.transact(
+        lambda tx: tx.execute(update(cursor).where(cursor.c.name == changes.CHANGES).values(value=10**6))
+    )
+    assert sweep.sweep(both.archive).held == sweep.ANOTHER_DATABASE
+    both.rebuild()
+    assert both.study("1.2.3.1")["status"] == "available"
+
+
+@pytest.mark.case(5)
+def test_what_was_held_back_during_a_comparison_stays_held(both: Hospital) -> None:
+    both.send(both.image(), image(both, "1.7.1"))
+    both.look()
+    both.delete("studies", both.orthanc_id("1.2.3.1"))
+    port, login = int(both.server.url.rsplit(":", 1)[1]), (both.server.username, both.server.password)
+    with Proxy(port) as network, Client(f"http://127.0.0.1:{network.port}", *login) as slow:
+        network.keep_back(b"/studies")
+        compare = threading.Thread(target=sweep.sweep, args=(Archive(both.store, slow, both.archive.site),))
+        compare.start()
+        wait_until(lambda: network.keeps > 0, "the comparison to begin", 10)
+        both.store.transact(sweep.distrust)
+        network.restore()
+        compare.join(30)
+    with both.store.read() as connection:
+        assert sweep.hold(connection) == sweep.ANOTHER_DATABASE
+    both.rebuild()
+    assert both.study("1.2.3.1")["status"] == "available"
+
+
 # --- who compares, and when ----------------------------------------------------------------------------------------
 
 
