@@ -5,54 +5,23 @@ Usage: python scripts/fhir_docs.py. A contract test compares the pages with what
 
 from __future__ import annotations
 
-import ast
 import re
 import tomllib
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
+
+from _marked import ROOT, Shown, shown
 
 from app.fhir import capability, conditions
 from app.fhir.registry import INTERACTIONS, MODIFIERS, Offer, OperationParameter, offers, operations
 
-ROOT = Path(__file__).parents[1]
 DOCS = ROOT / "docs"
 BLOCK = re.compile(r"(<!-- made: (\w+) -->\n).*?(<!-- end -->)", re.DOTALL)
 LEVELS = {"shall": "demanded", "expected": "expected", "beyond": "more"}
 
 
-class Proof(NamedTuple):
-    """A test that names the requirements it proves."""
-
-    path: Path
-    name: str
-
-    @property
-    def link(self) -> str:
-        """The sentence of its name, leading to its file."""
-        sentence = self.name.removeprefix("test_").replace("_", " ")
-        return f"[{sentence}](../{self.path.relative_to(ROOT)})"
-
-
 # --- the checklist ---------------------------------------------------------------------------------------------
-
-
-def proofs() -> dict[str, list[Proof]]:
-    """The tests of each requirement, by the marker `requirement`."""
-    found: dict[str, list[Proof]] = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                for requirement in marked(node):
-                    found.setdefault(requirement, []).append(Proof(path, node.name))
-    return found
-
-
-def marked(test: ast.FunctionDef) -> Iterator[str]:
-    """The arguments of its requirement markers."""
-    for decorator in test.decorator_list:
-        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.requirement":
-            yield from (ast.literal_eval(argument) for argument in decorator.args)
 
 
 def requirements() -> dict[str, dict[str, Any]]:
@@ -63,12 +32,12 @@ def requirements() -> dict[str, dict[str, Any]]:
 def unknown() -> set[str]:
     """What tests name that is no requirement, or one that is said not to be built."""
     rows = {f"{letter}{number}": row for letter, section in requirements().items() for number, row in section.items()}
-    return {name for name in proofs() if name not in rows or "open" in rows[name]}
+    return {name for name in shown("requirement") if name not in rows or "open" in rows[name]}
 
 
 def checklist() -> str:
     """A table per section: what is asked for, how firmly, and what proves it."""
-    found = proofs()
+    found = shown("requirement")
     lines: list[str] = []
     for letter, section in requirements().items():
         lines += [f"## {section.pop('title')}", "", "| | level | what | status |", "|---|---|---|---|"]
@@ -79,7 +48,7 @@ def checklist() -> str:
     return "\n".join(lines)
 
 
-def status(row: dict[str, Any], tests: list[Proof]) -> str:
+def status(row: dict[str, Any], tests: list[Shown]) -> str:
     """Not implemented, not covered, or the tests."""
     if "open" in row:
         return f"**not implemented**: {row['open']}"

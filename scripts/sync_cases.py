@@ -6,29 +6,14 @@ Usage: python scripts/sync_cases.py. Rows stand in capability/sync_cases.toml, t
 
 from __future__ import annotations
 
-import ast
 import re
 import tomllib
-from collections.abc import Iterator
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-ROOT = Path(__file__).parents[1]
+from _marked import ROOT, Shown, shown
+
 PAGE = ROOT / "docs" / "sync-cases.md"
 BLOCK = re.compile(r"(<!-- made: cases -->\n).*?(<!-- end -->)", re.DOTALL)
-
-
-class Shown(NamedTuple):
-    """A test that shows a case."""
-
-    path: Path
-    name: str
-
-    @property
-    def link(self) -> str:
-        """The sentence of its name, leading to its file."""
-        sentence = self.name.removeprefix("test_").replace("_", " ")
-        return f"[{sentence}](../{self.path.relative_to(ROOT)})"
 
 
 def cases() -> dict[int, dict[str, Any]]:
@@ -37,50 +22,32 @@ def cases() -> dict[int, dict[str, Any]]:
     return {int(number): row for number, row in rows.items()}
 
 
-def tests() -> dict[int, list[Shown]]:
-    """The tests of each case, by the marker `case` on them or on their module."""
-    found: dict[int, list[Shown]] = {}
-    for path in sorted((ROOT / "tests").rglob("test_*.py")):
-        for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-            if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
-                for number in marked(node):
-                    found.setdefault(number, []).append(Shown(path, node.name))
-    return found
-
-
-def marked(test: ast.FunctionDef) -> Iterator[int]:
-    """The arguments of its case markers."""
-    for decorator in test.decorator_list:
-        if isinstance(decorator, ast.Call) and ast.unparse(decorator.func) == "pytest.mark.case":
-            yield from (ast.literal_eval(argument) for argument in decorator.args)
-
-
 def unknown() -> set[int]:
     """What tests name that is no row."""
-    return tests().keys() - cases().keys()
+    return shown("case").keys() - cases().keys()
 
 
 def unshown() -> set[int]:
     """The rows about images that no test shows."""
-    return {number for number, row in cases().items() if row.get("images")} - tests().keys()
+    return {number for number, row in cases().items() if row.get("images")} - shown("case").keys()
 
 
 def table() -> str:
     """One line per case."""
-    shown = tests()
+    tests = shown("case")
     lines = ["| | what happens | what this server does | shown by |", "|---|---|---|---|"]
     for number, row in cases().items():
-        cells = (str(number), row["case"], row["answer"], status(row, shown.get(number, [])))
+        cells = (str(number), row["case"], row["answer"], status(row, tests.get(number, [])))
         lines.append("| " + " | ".join(cell.replace("|", "\\|") for cell in cells) + " |")
     return "\n".join(lines) + "\n"
 
 
-def status(row: dict[str, Any], shown: list[Shown]) -> str:
+def status(row: dict[str, Any], tests: list[Shown]) -> str:
     """The tests, and what is missing."""
-    said = "; ".join(one.link for one in shown)
+    said = "; ".join(one.link for one in tests)
     if "open" not in row:
         return said or "**no test yet**"
-    missing = f"**not {'all ' if shown else ''}here yet**: {row['open']}"
+    missing = f"**not {'all ' if tests else ''}here yet**: {row['open']}"
     return f"{said}. {missing}" if said else missing
 
 

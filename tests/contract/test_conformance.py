@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,10 +15,10 @@ from app.store import resources as rows
 from app.store.database import Store
 from tests.contract.conftest import Server
 from tests.contract.published import database_url, seed
+from tests.scripts import script
 
 __all__ = ["database_url"]
 
-ROOT = Path(__file__).parents[2]
 SENT = {"Content-Type": "application/fhir+json"}
 
 
@@ -165,13 +162,7 @@ def test_the_statement_is_a_resource_as_well(server: Server) -> None:
 
 @pytest.fixture(scope="module")
 def made() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("fhir_docs", ROOT / "scripts" / "fhir_docs.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("fhir_docs")
 
 
 def test_the_pages_say_what_the_fact_books_and_the_tests_say(made: Any, request: pytest.FixtureRequest) -> None:

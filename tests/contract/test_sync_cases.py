@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
-from pathlib import Path
 from typing import Any
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.scripts import script
+
 IMAGES = {*range(1, 19), 20, 21, 23, *range(31, 44), 47}
 """The rows about images. The others are about messages, worklists and people, or wait for such a part."""
 
 
 @pytest.fixture(scope="module")
 def made() -> Any:
-    spec = importlib.util.spec_from_file_location("sync_cases", ROOT / "scripts" / "sync_cases.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module
-    spec.loader.exec_module(module)
-    return module
+    return script("sync_cases")
 
 
 def test_the_page_says_what_the_rows_and_the_tests_say(made: Any, request: pytest.FixtureRequest) -> None:
@@ -41,5 +33,5 @@ def test_no_test_names_a_row_that_is_not_there(made: Any) -> None:
 
 
 def test_a_row_that_is_not_about_images_is_shown_or_said_to_be_missing(made: Any) -> None:
-    silent = {number for number, row in made.cases().items() if "open" not in row} - made.tests().keys()
+    silent = {number for number, row in made.cases().items() if "open" not in row} - made.shown("case").keys()
     assert silent == set()

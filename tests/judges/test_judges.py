@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import gzip
-import importlib.util
 import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import httpx
 import pytest
 
 from tests.recorder import Recorder, listen
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "judge.py"
@@ -27,21 +26,7 @@ STUDY: dict[str, Any] = {
 }
 
 
-def load() -> ModuleType:
-    sys.path.insert(0, str(SCRIPT.parent))
-    try:
-        specification = importlib.util.spec_from_file_location("isocenter_scripts_judge", SCRIPT)
-        assert specification is not None
-        assert specification.loader is not None
-        module = importlib.util.module_from_spec(specification)
-        sys.modules[specification.name] = module
-        specification.loader.exec_module(module)
-        return module
-    finally:
-        sys.path.remove(str(SCRIPT.parent))
-
-
-judge = load()
+judge = script("judge")
 
 
 def kept(folder: Path, *bodies: str) -> Path:

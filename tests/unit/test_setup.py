@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 import io
 import json
 import os
@@ -14,12 +13,12 @@ import subprocess
 import sys
 import tarfile
 from pathlib import Path
-from types import ModuleType
 
 import brotli
 import pytest
 
 from tests import processes
+from tests.scripts import script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = ROOT / "scripts" / "ohif.py"
@@ -38,17 +37,7 @@ PAGE = (
 )
 
 
-def load() -> ModuleType:
-    specification = importlib.util.spec_from_file_location("isocenter_scripts_ohif", SCRIPT)
-    assert specification is not None
-    assert specification.loader is not None
-    module = importlib.util.module_from_spec(specification)
-    sys.modules[specification.name] = module
-    specification.loader.exec_module(module)
-    return module
-
-
-ohif = load()
+ohif = script("ohif")
 
 
 def viewer() -> dict[str, bytes]:
