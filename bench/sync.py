@@ -44,6 +44,11 @@ BACKFILL, SMALL = max(100, int(2000 * SCALE)), 2
 SLOW_IMAGES, SLOW_SECONDS = max(100, int(1000 * SCALE)), max(6, int(60 * SCALE))
 SERIES, SLICES = 4, 150
 READERS = 4
+SCANNERS = 4
+"""Associations that send side by side in a burst."""
+NAGLE_OFF = {"TCP_NODELAY": "1"}
+"""DCMTK writes a message in several pieces. Held back by Nagle's algorithm until the other side's delayed
+acknowledgement, an image takes 90 ms instead of 4, with every sender and without this server."""
 PAUSE = 0.005
 
 Row = tuple[str, str, str, str]
@@ -75,7 +80,8 @@ def archive(folder: Path) -> Iterator[Orthanc]:
     settings = folder / "orthanc.json"
     settings.write_text(json.dumps(configuration(made, folder) | {"StableAge": 10, "HttpThreadsCount": 16}))
     binary = shutil.which("Orthanc") or "/usr/sbin/Orthanc"
-    with running([binary, str(settings)], folder / "orthanc.log"), made.client() as client:
+    log = folder / "orthanc.log"
+    with running([binary, str(settings)], log, environment=NAGLE_OFF), made.client() as client:
         until(lambda: _up(client), "Orthanc to answer")
         yield made
 
@@ -124,10 +130,11 @@ def pictures(study: str, slices: int, series: int = 1) -> list[bytes]:
     ]
 
 
-def storescu(server: Orthanc, folder: Path) -> None:
-    """C-STORE of every file of a folder, over one association."""
+def storescu(server: Orthanc, *folders: Path) -> None:
+    """C-STORE of every file of some folders, over one association."""
     command = [shutil.which("storescu") or "/usr/bin/storescu", "-aec", server.aet, "+sd", "+r", server.dicom_host]
-    subprocess.run([*command, str(server.dicom_port), str(folder)], check=True, capture_output=True)
+    command += [str(server.dicom_port), *map(str, folders)]
+    subprocess.run(command, check=True, capture_output=True, env=os.environ | NAGLE_OFF)
 
 
 def written(folder: Path, files: Sequence[bytes]) -> Path:
@@ -172,15 +179,21 @@ def behind(told: Table, folder: Path, server: Orthanc, fhir: httpx.Client) -> No
 def burst(told: Table, folder: Path, server: Orthanc, fhir: httpx.Client) -> None:
     """How long after the last of many images every study is complete."""
     uids = [f"1.2.826.2.{number + 1}" for number in range(BURST_STUDIES)]
-    for uid in uids:
-        written(folder / "burst" / uid, pictures(uid, BURST_SLICES))
+    folders = [written(folder / uid, pictures(uid, BURST_SLICES)) for uid in uids]
     began = time.perf_counter()
-    storescu(server, folder / "burst")
+    with ThreadPoolExecutor(SCANNERS) as scanners:
+        list(scanners.map(lambda first: storescu(server, *folders[first::SCANNERS]), range(SCANNERS)))
     sent = time.perf_counter() - began
+    began = time.perf_counter()
     with server.client() as bare:
-        indexed = until(lambda: all(len(bare.post("/tools/lookup", content=uid).json()) for uid in uids), "the archive")
-    lag = until(lambda: all(found(fhir, uid).get("numberOfInstances") == BURST_SLICES for uid in uids), "the studies")
-    what = f"lag after a burst of {BURST_STUDIES * BURST_SLICES:,} instances in {BURST_STUDIES} studies ({sent:.0f} s)"
+        for uid in uids:
+            until(lambda uid=uid: bare.post("/tools/lookup", content=uid).json(), "the archive")
+    indexed = time.perf_counter() - began
+    for uid in uids:
+        until(lambda uid=uid: found(fhir, uid).get("numberOfInstances") == BURST_SLICES, "the studies")
+    lag = time.perf_counter() - began
+    what = f"lag after a burst of {BURST_STUDIES * BURST_SLICES:,} instances in {BURST_STUDIES} studies"
+    what += f", {SCANNERS} associations ({sent:.0f} s)"
     told.tell(what, "≤ 5 s, aim 1 s", f"{lag:.2f} s", f"{indexed:.2f} s")
 
 
@@ -299,7 +312,7 @@ def main() -> None:
                     if "behind" in only:
                         behind(told, folder / "behind", server, fhir)
                     if "burst" in only:
-                        burst(told, folder, server, fhir)
+                        burst(told, folder / "burst", server, fhir)
                     if "slowly" in only:
                         slowly(told, server, fhir)
             if "requests" in only:
