@@ -60,6 +60,8 @@ class Running:
     gateway: Gateway
     records: list[Record] = field(default_factory=list)
     dirty: list[str] = field(default_factory=list)
+    address: str = ""
+    """Where the server itself listens: `url` may be a proxy's before it."""
 
     def client(self, grant: str = "one-study") -> httpx.Client:
         return httpx.Client(base_url=self.url, headers={"Authorization": f"Bearer {grant}"}, trust_env=False)
@@ -128,7 +130,8 @@ def application(gateway: Gateway, url: str) -> FastAPI:
 
 
 @contextmanager
-def serving(archive: Archive, folder: Path) -> Iterator[Running]:
+def serving(archive: Archive, folder: Path, public: str = "") -> Iterator[Running]:
+    """`public` is the address that clients use, when it is not the server's own."""
     database = f"sqlite:///{folder / 'store.sqlite'}"
     store = Store(database)
     schema.migrate(store)
@@ -136,14 +139,15 @@ def serving(archive: Archive, folder: Path) -> Iterator[Running]:
     dirty: list[str] = []
     gateway = Gateway(Parts(store, archive.url, archive.username, archive.password, records.append, dirty.append))
     listener = socket.create_server(("127.0.0.1", 0))
-    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    address = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    url = public or address
     config = uvicorn.Config(application(gateway, url), log_level="warning", lifespan="on")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
     wait_until(lambda: server.started, "the gateway to listen")
     with Orthanc(archive.url, archive.username, archive.password) as orthanc:
-        yield Running(url, store, orthanc, gateway, records, dirty)
+        yield Running(url, store, orthanc, gateway, records, dirty, address)
     server.should_exit = True
     thread.join(10)
     listener.close()
