@@ -26,8 +26,8 @@ from app.dicom.holdings import Holding, Holdings
 from app.dicom.multipart import Limits
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
+from app.dicom.relay import HEADERS, Way
 from app.dicom.upstream import Upstream
-from app.dicom.wado import HEADERS, Wado
 from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotAcceptable, NotFound
 from app.store import studies
 from app.store.database import Store
@@ -170,7 +170,7 @@ class Gateway:
         """WADO-RS instances, frames, renderings, bulk data."""
         target = admitted.target
         holding = self._kept(admitted) or await run_in_threadpool(self.holding, admitted)
-        way = Wado(self.orthanc, self.upstream, admitted.base)
+        way = Way(self.orthanc, self.upstream, admitted.base)
         if target.resource == "retrieve":
             return await wado.retrieve(way, admitted.request, holding, target)
         if target.resource in {"rendered", "thumbnail"}:

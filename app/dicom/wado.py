@@ -1,9 +1,8 @@
-"""WADO-RS: stored bytes, frames, renderings and bulk data, each fetched by Orthanc id (PS3.18 sections 8.7, 10.4)."""
+"""WADO-RS: stored bytes, frames, renderings and bulk data in the media types asked for (PS3.18 sections 8.7, 10.4)."""
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Final
 
@@ -11,15 +10,14 @@ import pydicom
 from pydicom.encaps import generate_frames
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
-from starlette.responses import Response, StreamingResponse
-from starlette.types import Receive, Scope, Send
+from starlette.responses import Response
 
-from app.dicom import multipart, rendering
+from app.dicom import multipart, relay, rendering
 from app.dicom.holdings import Holding, Instance
 from app.dicom.multipart import MediaType
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
-from app.dicom.upstream import Opened, Upstream
+from app.dicom.relay import Piece, Transcoding, Way
 from app.errors import BadRequest, NotAcceptable, NotFound
 
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -43,53 +41,6 @@ IMAGE_TYPES: Mapping[str, str] = {
 OCTETS: Final = "application/octet-stream"
 DICOM: Final = "application/dicom"
 PIXEL_DATA: Final = "7FE00010"
-HEADERS = {
-    "Cache-Control": "private, no-store",
-    "Vary": "Authorization, Cookie, Accept",
-    "X-Content-Type-Options": "nosniff",
-    "Cross-Origin-Resource-Policy": "same-origin",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Wado:
-    """What a retrieve needs: both ways to the archive and the address of the service."""
-
-    orthanc: Orthanc
-    upstream: Upstream
-    base: str
-
-
-@dataclass(frozen=True, slots=True)
-class Transcoding:
-    """An instance that the archive has to put into another transfer syntax."""
-
-    orthanc_id: str
-    transfer_syntax: str
-
-
-@dataclass(frozen=True, slots=True)
-class Piece:
-    """One part of an answer: where it lies in the archive, how it is made, or its bytes."""
-
-    media_type: str
-    source: str | Transcoding | bytes
-
-
-class Relay(StreamingResponse):
-    """A streamed answer that lets go of the archive's connection however it ends."""
-
-    def __init__(self, body: AsyncIterator[bytes], opened: Opened, media_type: str) -> None:
-        """`opened` is the first upstream answer, which the body reads."""
-        super().__init__(body, media_type=media_type, headers=HEADERS)
-        self._opened = opened
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Answer one request."""
-        try:
-            await super().__call__(scope, receive, send)
-        finally:
-            self._opened.close()
 
 
 def accepted(request: Request) -> list[MediaType]:
@@ -103,7 +54,7 @@ def names(pattern: str, media_type: str) -> bool:
     return pattern in {"*/*", media_type} or (pattern.endswith("/*") and media_type.startswith(pattern[:-1]))
 
 
-async def retrieve(wado: Wado, request: Request, holding: Holding, target: Target) -> Response:
+async def retrieve(way: Way, request: Request, holding: Holding, target: Target) -> Response:
     """Whole instances: stored bytes where the caller takes them, else in the transfer syntax it asks for."""
     wanted = _dicom_range(accepted(request), single=target.level == "instance")
     one = holding.instance(target.series, target.instance)
@@ -112,8 +63,8 @@ async def retrieve(wado: Wado, request: Request, holding: Holding, target: Targe
         raise NotFound("the study has no such instances")
     pieces = [_dicom_piece(instance, wanted.transfer_syntax) for instance in instances]
     if wanted.type == DICOM:
-        return await _single(wado, pieces[0])
-    return await _multipart(wado, DICOM, pieces)
+        return await relay.single(way, pieces[0])
+    return await relay.multipart(way, DICOM, pieces)
 
 
 def _dicom_range(ranges: Sequence[MediaType], *, single: bool) -> MediaType:
@@ -136,7 +87,7 @@ def _dicom_piece(instance: Instance, wanted: str | None) -> Piece:
     return Piece(f"{DICOM}; transfer-syntax={syntax}", Transcoding(instance.orthanc_id, syntax))
 
 
-async def frames(wado: Wado, request: Request, instance: Instance, numbers: Sequence[int]) -> Response:
+async def frames(way: Way, request: Request, instance: Instance, numbers: Sequence[int]) -> Response:
     """Frames as stored, or as plain samples when the caller does not take what is stored."""
     for number in numbers:
         rendering.must_have(instance, number)
@@ -147,11 +98,11 @@ async def frames(wado: Wado, request: Request, instance: Instance, numbers: Sequ
         root = f"/instances/{instance.orthanc_id}/frames"
         pieces = [Piece(part, f"{root}/{number - 1}/raw") for number in numbers]
     else:
-        samples = await run_in_threadpool(_samples, wado.orthanc, instance, numbers)
+        samples = await run_in_threadpool(_samples, way.orthanc, instance, numbers)
         pieces = [Piece(part, sample) for sample in samples]
     if wanted.type not in {"multipart/related", "*/*", "multipart/*"}:
-        return await _single(wado, pieces[0])
-    return await _multipart(wado, part.partition(";")[0], pieces)
+        return await relay.single(way, pieces[0])
+    return await relay.multipart(way, part.partition(";")[0], pieces)
 
 
 def _frame_type(wanted: MediaType, syntax: str) -> str:
@@ -186,27 +137,27 @@ def _takes_stored(wanted: MediaType, stored: str, image_type: str | None) -> boo
 
 
 def _samples(orthanc: Orthanc, instance: Instance, numbers: Iterable[int]) -> list[bytes]:
-    content = _transcoded(orthanc, instance.orthanc_id, EXPLICIT_LITTLE)
+    content = relay.transcoded(orthanc, instance.orthanc_id, EXPLICIT_LITTLE)
     dataset = pydicom.dcmread(BytesIO(content))
     bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
     size = bits // 8
     return [dataset.PixelData[(number - 1) * size : number * size] for number in numbers]
 
 
-async def bulk_data(wado: Wado, request: Request, instance: Instance, element: tuple[str, ...]) -> Response:
+async def bulk_data(way: Way, request: Request, instance: Instance, element: tuple[str, ...]) -> Response:
     """One value out of the dataset, unchanged."""
     ranges = accepted(request)
     wanted = next((one for one in ranges if names(one.part, OCTETS)), None)
     if wanted is None:
         raise NotAcceptable(f'bulk data is sent as multipart/related; type="{OCTETS}"')
     if element == (PIXEL_DATA,):
-        contents = await run_in_threadpool(_pixel_data, wado.orthanc, instance)
+        contents = await run_in_threadpool(_pixel_data, way.orthanc, instance)
         pieces = [Piece(OCTETS, content) for content in contents]
     else:
         pieces = [Piece(OCTETS, _content_path(instance, element))]
     if wanted.type == OCTETS and len(pieces) == 1:
-        return await _single(wado, pieces[0])
-    return await _multipart(wado, OCTETS, pieces)
+        return await relay.single(way, pieces[0])
+    return await relay.multipart(way, OCTETS, pieces)
 
 
 def _content_path(instance: Instance, element: tuple[str, ...]) -> str:
@@ -227,7 +178,7 @@ def _pixel_data(orthanc: Orthanc, instance: Instance) -> list[bytes]:
     return [content]
 
 
-async def rendered(wado: Wado, request: Request, holding: Holding, target: Target) -> Response:
+async def rendered(way: Way, request: Request, holding: Holding, target: Target) -> Response:
     """An image a browser shows: of a frame, an instance, or the middle of a series."""
     instance = rendering.representative(holding, target)
     frame = target.frames[0] if target.frames else 1
@@ -237,54 +188,6 @@ async def rendered(wado: Wado, request: Request, holding: Holding, target: Targe
         rendering.must_have(instance, frame)
     path = rendering.path(instance, frame, media_type, asked)
     try:
-        return await _single(wado, Piece(media_type, path))
+        return await relay.single(way, Piece(media_type, path))
     except BadRequest as error:
         raise NotAcceptable("the archive cannot render this object") from error
-
-
-async def _single(wado: Wado, piece: Piece) -> Response:
-    content = await _content(wado, piece)
-    if isinstance(content, bytes):
-        return Response(content, media_type=piece.media_type, headers=HEADERS)
-    return Relay(content.chunks(), content, piece.media_type)
-
-
-async def _multipart(wado: Wado, media_type: str, pieces: Sequence[Piece]) -> Response:
-    mark = multipart.boundary()
-    # The first part is fetched before a word is said, so that its failure can still be told as a status.
-    content = await _content(wado, pieces[0])
-    body = _parts(wado, mark, pieces, content)
-    kind = f'multipart/related; type="{media_type}"; boundary={mark}'
-    if isinstance(content, bytes):
-        return StreamingResponse(body, media_type=kind, headers=HEADERS)
-    return Relay(body, content, kind)
-
-
-async def _parts(wado: Wado, mark: str, pieces: Sequence[Piece], first: bytes | Opened) -> AsyncIterator[bytes]:
-    for number, piece in enumerate(pieces):
-        content = await _content(wado, piece) if number else first
-        yield multipart.part_head(mark, piece.media_type)
-        if isinstance(content, bytes):
-            yield content
-        else:
-            async for chunk in content.chunks():
-                yield chunk
-        yield b"\r\n"
-    yield multipart.tail(mark)
-
-
-async def _content(wado: Wado, piece: Piece) -> bytes | Opened:
-    match piece.source:
-        case bytes():
-            return piece.source
-        case str():
-            return await wado.upstream.open(piece.source, accept=piece.media_type.partition(";")[0])
-        case Transcoding(orthanc_id, syntax):
-            return await run_in_threadpool(_transcoded, wado.orthanc, orthanc_id, syntax)
-
-
-def _transcoded(orthanc: Orthanc, orthanc_id: str, syntax: str) -> bytes:
-    try:
-        return orthanc.transcoded(orthanc_id, syntax)
-    except BadRequest as error:
-        raise NotAcceptable("the archive cannot transcode this object: ask for transfer-syntax=*") from error
