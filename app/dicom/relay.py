@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 from starlette.concurrency import run_in_threadpool
@@ -40,11 +40,22 @@ class Transcoding:
 
 
 @dataclass(frozen=True, slots=True)
+class Made:
+    """Bytes that are made here of one instance: what is made of it, as a name, and how."""
+
+    orthanc_id: str
+    name: str
+    make: Callable[[], Awaitable[bytes]]
+
+
+@dataclass(frozen=True, slots=True)
 class Piece:
     """One part of an answer: where it lies in the archive, how it is made, or its bytes."""
 
     media_type: str
-    source: str | Transcoding | bytes
+    source: str | Transcoding | Made | bytes
+    location: str = ""
+    """Its own address, where it has one (Content-Location)."""
 
 
 class Relay(StreamingResponse):
@@ -86,7 +97,7 @@ async def multipart(way: Way, media_type: str, pieces: Sequence[Piece]) -> Respo
 async def _parts(way: Way, mark: str, pieces: Sequence[Piece], first: bytes | Opened) -> AsyncIterator[bytes]:
     for number, piece in enumerate(pieces):
         content = await _content(way, piece) if number else first
-        yield mime.part_head(mark, piece.media_type)
+        yield mime.part_head(mark, piece.media_type, piece.location)
         if isinstance(content, bytes):
             yield content
         else:
@@ -104,6 +115,8 @@ async def _content(way: Way, piece: Piece) -> bytes | Opened:
             return await way.upstream.open(piece.source, accept=piece.media_type.partition(";")[0])
         case Transcoding(orthanc_id, syntax):
             return await run_in_threadpool(transcoded, way.orthanc, orthanc_id, syntax)
+        case Made():
+            return await piece.source.make()
 
 
 def transcoded(orthanc: Orthanc, orthanc_id: str, syntax: str) -> bytes:
