@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import orjson
-from fastapi import APIRouter
 from msgspec.structs import replace
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
+from starlette.types import Receive, Scope, Send
 
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
@@ -42,7 +42,6 @@ VERBS = {"search": "s", "store": "u"}
 GROUPED = frozenset({"frames", "rendered", "thumbnail", "bulkdata"})
 """Audited once per grant, series and window, with a count."""
 WINDOW_SECONDS = 300.0
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -289,19 +288,25 @@ class Trail:
         ]
 
 
-def routes(gateway: Gateway, authenticate: Authenticate, base: Base) -> APIRouter:
-    """The gateway under one address that ends in /dicom-web: `base(request)` is that address as clients see it."""
+class Service:
+    """The gateway under one address that ends in /dicom-web, as an ASGI application: no framework stands before it."""
 
-    async def serve(request: Request) -> Response:
+    def __init__(self, gateway: Gateway, authenticate: Authenticate, base: Base) -> None:
+        """`base(request)` is the address as clients see it."""
+        self._gateway, self._authenticate, self._base = gateway, authenticate, base
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI."""
+        response = await self._serve(Request(scope, receive, send))
+        await response(scope, receive, send)
+
+    async def _serve(self, request: Request) -> Response:
         target = paths.parse(request.method, below(request.scope))
-        admitted = await run_in_threadpool(lambda: gateway.admit(request, target, authenticate(request), base(request)))
-        return await _answer(gateway, admitted)
+        admitted = await run_in_threadpool(self._admit, request, target)
+        return await _answer(self._gateway, admitted)
 
-    router = APIRouter()
-    router.add_api_route(
-        "/{rest:path}", serve, methods=METHODS, include_in_schema=False, response_model=None, name="dicomweb"
-    )
-    return router
+    def _admit(self, request: Request, target: Target) -> Admitted:
+        return self._gateway.admit(request, target, self._authenticate(request), self._base(request))
 
 
 def below(scope: Any) -> bytes:

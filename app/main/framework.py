@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
+
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from sqlalchemy.engine import Connection
+from starlette.types import Receive, Scope, Send
 
-from app.dicom import gateway
-from app.dicom.gateway import Gateway, Parts
+from app.dicom.gateway import Gateway, Parts, Service
 from app.errors import BadRequest
 from app.fhir import resources
 from app.fhir.mapping import report, worklist
@@ -19,11 +22,25 @@ from app.viewer import launch as viewer_launch
 from app.viewer import routes as viewer
 from app.viewer import sessions
 
+IS_DICOMWEB = re.compile(r"(?:/v/(?P<session>[^/]+))?/dicom-web(?:/|$)")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """How the log names an address."""
+
+    path: str
+
+
+OPEN, IN_SESSION = Place("/dicom-web/{rest:path}"), Place("/v/{session}/dicom-web/{rest:path}")
+
 
 def build(house: House) -> FastAPI:
     """The framework's application; whoever ends it closes `state.gateway`."""
     app = FastAPI(title="Isocenter", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.house, app.state.gateway = house, _gateway(house)
+    app.state.is_dicomweb = IS_DICOMWEB.match
+    app.state.dicomweb = http.RequestId(DicomWeb(app.state.gateway, house))
     _mount(app, house)
     http.install(app)
     app.add_exception_handler(RequestValidationError, _misunderstood)
@@ -37,14 +54,11 @@ async def _misunderstood(request: Request, _error: Exception) -> Response:
 def _mount(app: FastAPI, house: House) -> None:
     """Every part at its address."""
     store, settings = house.store, house.settings
-    by_token, desk = house.by_token(), app.state.gateway
-    by_cookie = sessions.authenticate(store, settings)
+    by_token = house.by_token()
     people = smart.PatientReader(_patient_label, _study_label)
     app.include_router(smart.routes(store=store, settings=settings, audit=house.audit, patients=people), prefix="/auth")
     app.include_router(smart.discovery(settings))
     app.include_router(launches.routes(store, settings, by_token, house.audit))
-    app.include_router(gateway.routes(desk, by_token, lambda _: settings.dicomweb_base), prefix="/dicom-web")
-    app.include_router(gateway.routes(desk, by_cookie, _session_base), prefix="/v/{session}/dicom-web")
     exchange = viewer_launch.own_server(settings)
     app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit))
     if settings.demo:
@@ -61,10 +75,28 @@ def _gateway(house: House) -> Gateway:
     return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, house.audit, stored))
 
 
-def _session_base(request: Request) -> str:
-    house: House = request.app.state.house
-    origin = house.settings.viewer_url or house.settings.public_url
-    return f"{origin}/v/{request.path_params['session']}/dicom-web"
+class DicomWeb:
+    """Leads straight to the gateway: the framework's own routing costs as much as sending a small frame."""
+
+    def __init__(self, desk: Gateway, house: House) -> None:
+        """With the bearer token at one address, and in a viewer session by its cookie."""
+        settings = house.settings
+        origin = settings.viewer_url or settings.public_url
+        by_cookie = sessions.authenticate(house.store, settings)
+
+        def in_session(request: Request) -> str:
+            return f"{origin}/v/{request.path_params['session']}/dicom-web"
+
+        self._open = Service(desk, house.by_token(), lambda _: settings.dicomweb_base)
+        self._in_session = Service(desk, by_cookie, in_session)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """ASGI, for an address that IS_DICOMWEB matches."""
+        found = IS_DICOMWEB.match(scope["path"])
+        session = found["session"] if found else None
+        scope["path_params"] = {"session": session} if session else {}
+        scope["route"] = IN_SESSION if session else OPEN
+        await (self._in_session if session else self._open)(scope, receive, send)
 
 
 def _patient_label(connection: Connection, patient_id: str) -> str:

@@ -94,7 +94,9 @@ class Others:
             scope["app"], scope["route"] = self, probe
             await http.RequestId(probe.handle)(scope, receive, send)
         else:
-            await (self._framework or await self._loaded())(scope, receive, send)
+            app = self._framework or await self._loaded()
+            is_dicomweb = app.state.is_dicomweb(scope["path"])
+            await (app.state.dicomweb if is_dicomweb else app)(scope, receive, send)
 
     async def _loaded(self) -> FastAPI:
         """In a thread, so that FHIR is served meanwhile."""

@@ -17,7 +17,7 @@ from fastapi.responses import JSONResponse
 
 from app.access import Access, parse_scopes
 from app.audit import Record
-from app.dicom.gateway import Gateway, Parts, routes
+from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.orthanc import Orthanc
 from app.errors import IsocenterError, Unauthenticated
 from app.store import schema, studies
@@ -121,11 +121,9 @@ def application(gateway: Gateway, url: str) -> FastAPI:
         return JSONResponse({"title": str(error)}, error.status, media_type="application/problem+json")
 
     app.exception_handler(IsocenterError)(told)
-    app.include_router(routes(gateway, by_bearer, lambda _: f"{url}/dicom-web"), prefix="/dicom-web")
-    app.include_router(
-        routes(gateway, by_cookie, lambda request: f"{url}/v/{request.path_params['session']}/dicom-web"),
-        prefix="/v/{session}/dicom-web",
-    )
+    app.mount("/dicom-web", Service(gateway, by_bearer, lambda _: f"{url}/dicom-web"))
+    in_session = Service(gateway, by_cookie, lambda request: f"{url}/v/{request.path_params['session']}/dicom-web")
+    app.mount("/v/{session}/dicom-web", in_session)
     return app
 
 
