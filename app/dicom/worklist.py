@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import unicodedata
 from collections.abc import Callable, Iterable, Iterator
 from copy import deepcopy
 from dataclasses import dataclass
@@ -16,6 +15,19 @@ from pydicom.sequence import Sequence
 from pydicom.tag import BaseTag, Tag
 
 from app import errors
+from app.dicom.matching import (
+    DAY_ZERO,
+    READERS,
+    WILDCARD_VRS,
+    Interval,
+    Reader,
+    combined,
+    interval,
+    is_within,
+    moment,
+    name_matches,
+    wildcard,
+)
 
 STEPS: Final = "ScheduledProcedureStepSequence"
 START_DATE: Final = "ScheduledProcedureStepStartDate"
@@ -50,7 +62,6 @@ OPTIONAL_KEYS: Final = {
 
 # Never matched and never echoed: they describe the identifier, not the patient (PS3.4 K.4.1.1.3).
 UNMATCHED: Final = frozenset({"SpecificCharacterSet", "TimezoneOffsetFromUTC"})
-WILDCARD_VRS: Final = frozenset({"AE", "CS", "LO", "LT", "PN", "SH", "ST", "UC", "UR", "UT"})
 TEXT_VRS: Final = frozenset({"LO", "LT", "PN", "SH", "ST", "UC", "UT"})
 UTF_8: Final = "ISO_IR 192"
 DEFAULT_REPERTOIRE: Final = frozenset({"", "ISO_IR 6", "ISO 2022 IR 6"})
@@ -75,7 +86,7 @@ Worklist: TypeAlias = Callable[[WorklistKeys], Iterable[Dataset]]
 def worklist_keys(query: Dataset, calling_ae: str) -> WorklistKeys:
     """The keys of an identifier that hold one plain value, and the days it spans."""
     steps = _only_item(query, STEPS)
-    days = _interval(_element(steps, START_DATE), _days)
+    days = _interval(_element(steps, START_DATE), READERS["DA"])
     return WorklistKeys(
         calling_ae=calling_ae,
         patient_id=_plain(query, "PatientID"),
@@ -155,9 +166,9 @@ def _value_matches(key: DataElement, stored: DataElement) -> bool:
             reader = READERS[key.VR]
             return _in_interval(_read(stored, reader), _interval(key, reader))
         case "PN":
-            fits = _name_matches
+            fits = name_matches
         case vr if vr in WILDCARD_VRS:
-            fits = _wildcard
+            fits = wildcard
         case _:
             fits = str.__eq__
     return any(fits(_text(wanted), _text(value)) for wanted in _values(key) for value in _values(stored))
@@ -208,106 +219,22 @@ def _plain(query: Dataset, keyword: str) -> str | None:
     return None if not text or set(text) & {"*", "?"} else text
 
 
-# --- text and names -------------------------------------------------------------------------------------------------
-
-
-def _wildcard(pattern: str, text: str) -> bool:
-    """`*` is any run of characters, `?` any one; never more than pattern times text steps."""
-    at, star, mark = 0, -1, 0
-    place = 0
-    while place < len(text):
-        if at < len(pattern) and pattern[at] == "*":
-            star, mark = at, place
-            at += 1
-        elif at < len(pattern) and pattern[at] in {"?", text[place]}:
-            at += 1
-            place += 1
-        elif star >= 0:
-            mark += 1
-            at, place = star + 1, mark
-        else:
-            return False
-    return not pattern[at:].strip("*")
-
-
-def _name_matches(wanted: str, stored: str) -> bool:
-    """A key without `=` may match any group of the name; otherwise group meets group."""
-    groups = [_fold(group) for group in stored.split("=")]
-    if "=" not in wanted:
-        return any(_group_matches(_fold(wanted), group) for group in groups if group)
-    keys = [_fold(group) for group in wanted.split("=")]
-    groups += [""] * (len(keys) - len(groups))
-    return all(_group_matches(key, group) for key, group in zip(keys, groups, strict=False) if key)
-
-
-def _group_matches(wanted: str, stored: str) -> bool:
-    # A name without given name is also `Name^`, so that `Name^*` finds it (PS3.5 6.2.1.2: trailing nulls go).
-    return _wildcard(wanted, stored) or _wildcard(wanted, f"{stored}^")
-
-
-def _fold(group: str) -> str:
-    """Without case, accents, width, and empty components at the end."""
-    decomposed = unicodedata.normalize("NFKD", group.casefold())
-    # Only U+0300 to U+036F: the marks of kana and of other scripts make another letter.
-    plain = "".join(letter for letter in decomposed if not "\u0300" <= letter <= "\u036f")
-    components = [" ".join(part.split()) for part in unicodedata.normalize("NFKC", plain).split("^")]
-    return "^".join(components).rstrip("^")
-
-
 # --- date and time --------------------------------------------------------------------------------------------------
 
-Interval: TypeAlias = tuple[datetime | None, datetime | None]
-_DAY_ZERO: Final = datetime(1, 1, 1)  # noqa: DTZ001  a time of day without date; DICOM times here have no zone
 
-
-def _days(text: str) -> tuple[datetime, datetime]:
-    """The day of a DA value, from its first moment to the first of the next."""
-    digits = text.replace(".", "") if len(text) == 10 else text
-    if len(digits) != 8 or not digits.isdecimal():
-        raise ValueError("not a DA value")
-    start = datetime(int(digits[:4]), int(digits[4:6]), int(digits[6:]))  # noqa: DTZ001  site-local wall time
-    return start, start + timedelta(days=1)
-
-
-def _times(text: str) -> tuple[datetime, datetime]:
-    """The span that a TM value leaves open: 0830 is the whole minute (PS3.5 6.2)."""
-    whole, _, fraction = text.replace(":", "").partition(".")
-    if len(whole) not in {2, 4, 6} or not whole.isdecimal() or (fraction and not fraction.isdecimal()):
-        raise ValueError("not a TM value")
-    hour, minute, second = (int(whole[at : at + 2] or 0) for at in (0, 2, 4))
-    start = _DAY_ZERO.replace(hour=hour, minute=minute, second=min(second, 59))
-    if fraction:
-        start += timedelta(microseconds=int(fraction[:6].ljust(6, "0")))
-        return start, start + timedelta(microseconds=10 ** (6 - len(fraction[:6])))
-    return start, start + {2: timedelta(hours=1), 4: timedelta(minutes=1), 6: timedelta(seconds=1)}[len(whole)]
-
-
-def _interval(key: DataElement | None, reader: Callable[[str], tuple[datetime, datetime]]) -> Interval | None:
-    """From (inclusive) and to (exclusive) of a single value or range; None when the key matches everything."""
+def _interval(key: DataElement | None, reader: Reader) -> Interval | None:
+    """None when the key matches everything."""
     if key is None or key.is_empty:
         return None
-    first, dash, last = (part.strip() for part in _text(key.value).partition("-"))
-    try:
-        if not dash or not (first or last):
-            return reader(first)
-        return reader(first)[0] if first else None, reader(last)[1] if last else None
-    except ValueError as error:
-        raise errors.BadRequest(f"{key.keyword} is neither a value nor a range") from error
+    return interval(key.keyword, _text(key.value), reader)
 
 
-READERS: Final = {"DA": _days, "TM": _times}
-
-
-def _read(stored: DataElement, reader: Callable[[str], tuple[datetime, datetime]]) -> datetime | None:
-    try:
-        return reader(_text(stored.value))[0]
-    except ValueError:
-        return None
+def _read(stored: DataElement, reader: Reader) -> datetime | None:
+    return moment(_text(stored.value), reader)
 
 
 def _in_interval(stored: datetime | None, wanted: Interval | None) -> bool:
-    first, last = wanted or (None, None)
-    return stored is not None and (first is None or first <= stored) and (last is None or stored < last)
+    return is_within(stored, wanted or (None, None))
 
 
 def _is_range(query: Dataset, keyword: str) -> bool:
@@ -323,19 +250,15 @@ def _in_combined_range(query: Dataset, item: Dataset) -> bool:
     stored_day, stored_time = _element(item, START_DATE), _element(item, START_TIME)
     if stored_day is None or stored_time is None:
         return False
-    day, time = _read(stored_day, _days), _read(stored_time, _times)
+    day, time = _read(stored_day, READERS["DA"]), _read(stored_time, READERS["TM"])
     if day is None or time is None:
         return False
-    return _in_interval(day + (time - _DAY_ZERO), _combined(query))
+    return _in_interval(day + (time - DAY_ZERO), _combined(query))
 
 
 def _combined(query: Dataset) -> Interval:
-    first_day, last_day = _interval(query[START_DATE], _days) or (None, None)
-    first_time, last_time = _interval(query[START_TIME], _times) or (None, None)
-    first = first_day + (first_time - _DAY_ZERO) if first_day and first_time else first_day
-    # The last day ends with the midnight after it: go back to its start before adding the time.
-    last = last_day - timedelta(days=1) + (last_time - _DAY_ZERO) if last_day and last_time else last_day
-    return first, last
+    days = _interval(query[START_DATE], READERS["DA"]) or (None, None)
+    return combined(days, _interval(query[START_TIME], READERS["TM"]) or (None, None))
 
 
 # --- answers --------------------------------------------------------------------------------------------------------
