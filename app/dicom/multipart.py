@@ -16,6 +16,7 @@ MEDIA_TYPE = re.compile(rf"\s*({TOKEN})/({TOKEN})")
 # A bare parameter value may hold a slash: `type=application/dicom` is not well-formed, but everybody sends it.
 PARAMETER = re.compile(rf"""\s*;\s*({TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;,"]+))""")
 COMMA = re.compile(r"\s*(?:,|$)")
+QUALITY = re.compile(r"[01](?:\.[0-9]{0,9})?|\.[0-9]{1,9}")
 MAX_HEADER = 4096
 
 
@@ -39,6 +40,12 @@ class MediaType:
 
 def media_types(header: str) -> list[MediaType]:
     """The ranges of an Accept header, most wanted first; one that cannot be read raises."""
+    found = sorted(ranges(header), key=lambda ranked: -ranked[0])
+    return [media_type for quality, media_type in found if quality > 0]
+
+
+def ranges(header: str) -> list[tuple[float, MediaType]]:
+    """The ranges of an Accept header as written, each with its quality; one that cannot be read raises."""
     if len(header) > MAX_HEADER:
         raise BadRequest("the Accept header is too long")
     found: list[tuple[float, MediaType]] = []
@@ -50,8 +57,7 @@ def media_types(header: str) -> list[MediaType]:
             raise BadRequest("the Accept header cannot be read")
         at = comma.end()
         found.append((_quality(media_type), media_type))
-    found.sort(key=lambda ranked: -ranked[0])
-    return [media_type for quality, media_type in found if quality > 0]
+    return found
 
 
 def content_type(header: str) -> MediaType:
@@ -80,10 +86,10 @@ def _media_type(header: str, at: int) -> tuple[MediaType, int]:
 
 
 def _quality(media_type: MediaType) -> float:
-    try:
-        return min(max(float(media_type.parameters.get("q", "1")), 0.0), 1.0)
-    except ValueError as error:
-        raise BadRequest("the Accept header has a quality that is no number") from error
+    written = media_type.parameters.get("q", "1")
+    if not QUALITY.fullmatch(written):
+        raise BadRequest("the Accept header has a quality that is no number from 0 to 1")
+    return min(float(written), 1.0)
 
 
 def boundary() -> str:
