@@ -124,13 +124,16 @@ class Gateway:
         target, study = admitted.target, admitted.study
         if study is None:
             raise NotFound
-        holding = self._kept(admitted) or self.holdings.read(study)
+        # Whoever asks for all there is must get what arrived a moment ago; one known object is there or is not.
+        if target.instance is not None:
+            holding = self.holdings.fresh(study, target.series, target.instance)
+        else:
+            holding = self.holdings.read(study)
         if not holding.has(target.series, target.instance):
             raise NotFound("the study has no such series or instance")
         return holding
 
     def _kept(self, admitted: Admitted) -> Holding | None:
-        # Whoever asks for all there is must get what arrived a moment ago; one known object is there or is not.
         target, study = admitted.target, admitted.study
         if study is None or target.instance is None:
             return None

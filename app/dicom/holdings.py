@@ -5,18 +5,24 @@ Orthanc's ids hash patient, study, series and instance, so a Study UID used for 
 
 from __future__ import annotations
 
+import hashlib
 import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
 from dataclasses import dataclass
+from datetime import UTC, datetime
 
 from app.dicom.orthanc import Json, Orthanc
 from app.errors import NotFound
 from app.store.studies import HeldStudy
 
-FRESH_SECONDS = 10.0
+FRESH_SECONDS = 1.0
 """A tree this young answers for the objects it has; one it lacks is looked for anew."""
+TICK_SECONDS = 2.0
+"""The archive tells the time of a change in whole seconds: within these a second change would not show."""
+SKEW_SECONDS = 300.0
+"""Clocks of two machines do not differ by more, or a series is read once more than needed."""
 STUDIES = 64
 
 
@@ -30,6 +36,8 @@ class Instance:
     sop_class: str
     transfer_syntax: str
     tags: Mapping[str, str]
+    version: str = ""
+    """The archive's name of the file, a new one for each file it takes in: it never names another content."""
 
     @property
     def number(self) -> int:
@@ -53,6 +61,16 @@ class Series:
     last_update: str
     tags: Mapping[str, str]
     instances: Mapping[str, Instance]
+    seen_at: float = 0.0
+    """When this `last_update` was first seen, on our monotonic clock."""
+    is_settled: bool = True
+    """Whether a later change must show as another `last_update`."""
+
+    @property
+    def version(self) -> str:
+        """Names this set of files and no other."""
+        names = sorted(f"{one.orthanc_id} {one.version}" for one in self.instances.values())
+        return hashlib.sha256("\n".join(names).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,6 +108,7 @@ class Holdings:
         self._orthanc = orthanc
         self._lock = threading.Lock()
         self._kept: OrderedDict[str, Holding] = OrderedDict()
+        self._reading: dict[str, threading.Lock] = {}
 
     def kept(self, study: HeldStudy, series_uid: str | None, sop_uid: str | None) -> Holding | None:
         """A fresh tree that has these objects, without asking the archive."""
@@ -99,16 +118,31 @@ class Holdings:
             return None
         return holding if holding.study_uid == study.study_uid and holding.has(series_uid, sop_uid) else None
 
+    def fresh(self, study: HeldStudy, series_uid: str | None, sop_uid: str | None) -> Holding:
+        """The same, or else the tree as it is now, read once for all who wait for it."""
+        with self._lock:
+            reading = self._reading.setdefault(study.orthanc_id, threading.Lock())
+        with reading:
+            found = self.kept(study, series_uid, sop_uid)
+            if found is not None:
+                return found
+            try:
+                return self.read(study)
+            finally:
+                with self._lock:
+                    self._reading.pop(study.orthanc_id, None)
+
     def read(self, study: HeldStudy) -> Holding:
         """The tree as the archive has it now; what did not change since the last time is not read again."""
         with self._lock:
             before = self._kept.get(study.orthanc_id)
+        began = time.monotonic()
         content = self._orthanc.study(study.orthanc_id)
         tags = content["PatientMainDicomTags"] | content["MainDicomTags"]
         if tags.get("StudyInstanceUID") != study.study_uid:
             raise NotFound("the archive holds another study there")
         series = self._series(self._orthanc.series_of(study.orthanc_id), before)
-        holding = Holding(study.orthanc_id, study.study_uid, tags, series, time.monotonic())
+        holding = Holding(study.orthanc_id, study.study_uid, tags, series, began)
         with self._lock:
             self._kept[study.orthanc_id] = holding
             self._kept.move_to_end(study.orthanc_id)
@@ -123,33 +157,54 @@ class Holdings:
 
     def _series(self, contents: list[Json], before: Holding | None) -> dict[str, Series]:
         known = {series.orthanc_id: series for series in before.series.values()} if before else {}
+        at = time.monotonic()
         changed = [content for content in contents if not _same(content, known.get(content["ID"]))]
         ids = [instance_id for content in changed for instance_id in content["Instances"]]
         by_series: dict[str, list[Json]] = {}
         for instance in self._orthanc.bulk_content("Instance", ids):
             by_series.setdefault(instance["ParentSeries"], []).append(instance)
-        read = {content["ID"]: _one(content, by_series.get(content["ID"], [])) for content in changed}
+        read: dict[str, Series] = {}
+        for content in changed:
+            seen_at = _first_seen(content, known.get(content["ID"]), at)
+            read[content["ID"]] = _one(content, by_series.get(content["ID"], []), seen_at, at)
         all_series = [read.get(content["ID"]) or known[content["ID"]] for content in contents]
         return {series.uid: series for series in sorted(all_series, key=_series_order)}
 
 
 def _same(content: Json, known: Series | None) -> bool:
-    if known is None or known.last_update != content["LastUpdate"]:
+    if known is None or not known.is_settled or known.last_update != content["LastUpdate"]:
         return False
     return {instance.orthanc_id for instance in known.instances.values()} == set(content["Instances"])
 
 
-def _one(content: Json, contents: list[Json]) -> Series:
+def _first_seen(content: Json, known: Series | None, at: float) -> float:
+    return known.seen_at if known and known.last_update == content["LastUpdate"] else at
+
+
+def _is_old(last_update: str) -> bool:
+    """Whether the archive's clock has moved on since, however wrong it goes."""
+    try:
+        changed = datetime.strptime(last_update, "%Y%m%dT%H%M%S").replace(tzinfo=UTC)
+    except ValueError:
+        return False
+    return time.time() - changed.timestamp() > SKEW_SECONDS
+
+
+def _one(content: Json, contents: list[Json], seen_at: float, at: float) -> Series:
     uid = content["MainDicomTags"]["SeriesInstanceUID"]
     instances = sorted((_instance(uid, each) for each in contents), key=lambda each: (each.number, each.sop_uid))
     by_uid = {instance.sop_uid: instance for instance in instances}
-    return Series(content["ID"], uid, content["LastUpdate"], content["MainDicomTags"], by_uid)
+    is_settled = at - seen_at > TICK_SECONDS or _is_old(content["LastUpdate"])
+    return Series(
+        content["ID"], uid, content["LastUpdate"], content["MainDicomTags"], by_uid, seen_at, is_settled=is_settled
+    )
 
 
 def _instance(series_uid: str, content: Json) -> Instance:
     tags, metadata = content["MainDicomTags"], content["Metadata"]
     sop_class, transfer_syntax = metadata.get("SopClassUid", ""), metadata.get("TransferSyntax", "")
-    return Instance(content["ID"], series_uid, tags["SOPInstanceUID"], sop_class, transfer_syntax, tags)
+    sop_uid, version = tags["SOPInstanceUID"], content["FileUuid"]
+    return Instance(content["ID"], series_uid, sop_uid, sop_class, transfer_syntax, tags, version)
 
 
 def _series_order(series: Series) -> tuple[int, str]:
