@@ -119,6 +119,8 @@ class Settings(BaseSettings):
     """A separate origin for OHIF; empty means the public URL."""
     data_dir: Path = Path("var")
     """SQLite file, keys, spool, caches and the managed Orthanc."""
+    cache_mb: int = Field(default=2048, ge=0)
+    """Megabytes of disk for frames, metadata and pictures that DICOMweb has served; 0 keeps none."""
     database_url: SecretStr = SecretStr("")
     """`sqlite:///…` or `postgresql+psycopg://…`; empty means SQLite in the data directory."""
     secret_key: SecretStr = SecretStr("")
