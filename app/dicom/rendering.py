@@ -1,29 +1,51 @@
-"""Rendered images and thumbnails by the archive's own renderer (PS3.18 section 8.3.5, 10.4.1.1.3)."""
+"""How a picture is asked for, and of what it is taken (PS3.18 sections 8.3.5 and 10.4.1.1.3)."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
-from urllib.parse import parse_qsl, urlencode
+from typing import Final
+from urllib.parse import parse_qsl
 
 from app.dicom.holdings import Holding, Instance
 from app.dicom.paths import Target
-from app.errors import BadRequest, NotAcceptable, NotFound
+from app.errors import BadRequest, NotFound
 
-THUMBNAIL = (128, 128)
-MAX_SIDE = 8192
-NO_IMAGE = frozenset({"SR", "KO", "PR", "SEG", "DOC", "REG", "RTSTRUCT", "RTPLAN", "AU", "ECG", "HD", "PLAN", "FID"})
+THUMBNAIL: Final = (128, 128)
+MAX_SIDE: Final = 4096
+NO_IMAGE: Final = frozenset({
+    "SR", "KO", "PR", "SEG", "DOC", "REG", "RTSTRUCT", "RTPLAN", "AU", "ECG", "HD", "PLAN", "FID", "EPS", "RESP",
+})  # fmt: skip
 """Modalities whose objects are not what a person wants to see of a study."""
-ENCAPSULATED_PDF = "1.2.840.10008.5.1.4.1.1.104.1"
-STORAGE = "1.2.840.10008.5.1.4.1.1."
-WITHOUT_FRAMES = tuple(STORAGE + family for family in ("88.", "104.", "11.", "9.", "66.1", "66.2", "66.3", "66.5"))
+STORAGE: Final = "1.2.840.10008.5.1.4.1.1."
+WITHOUT_FRAMES: Final = tuple(
+    STORAGE + family
+    for family in ("88.", "104.", "11.", "9.", "66.1", "66.2", "66.3", "66.5", "66.6", "481.3", "481.5")
+)
 """SOP classes, by the start of their UID, that have no pixel data: documents, waveforms, presentation states …"""
-IMAGES = ("image/jpeg", "image/png")
-VIEWPORT = re.compile(r"([1-9][0-9]{0,3}),([1-9][0-9]{0,3})")
-NUMBER = r"-?[0-9]{1,9}(?:\.[0-9]{1,6})?"
-WINDOW = re.compile(rf"({NUMBER}),({NUMBER})(?:,linear)?", re.IGNORECASE)
-QUALITY = re.compile(r"[1-9][0-9]?|100")
+
+NUMBER: Final = r"[0-9]{1,9}(?:\.[0-9]{1,6})?"
+VIEWPORT: Final = re.compile(
+    rf"([1-9][0-9]{{0,3}}),([1-9][0-9]{{0,3}})(?:,({NUMBER})?,({NUMBER})?,(-?{NUMBER})?,(-?{NUMBER})?)?"
+)
+WINDOW: Final = re.compile(rf"(-?{NUMBER}),({NUMBER})(?:,(linear|linear-exact|sigmoid))?", re.IGNORECASE)
+QUALITY: Final = re.compile(r"[1-9][0-9]?|100")
+PROFILE: Final = re.compile(r"no|yes|srgb")
+PARAMETERS: Final = ("viewport", "window", "quality", "iccprofile")
+NEGOTIATED: Final = frozenset({"accept", "charset"})
+"""Read with the Accept header."""
+
+Region = tuple[float, float, float | None, float | None]
+
+
+@dataclass(frozen=True, slots=True)
+class Window:
+    """Which values are shown from black to white, and along which curve."""
+
+    centre: float
+    width: float
+    function: str = "linear"
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,8 +53,16 @@ class Asked:
     """How the picture is wanted."""
 
     viewport: tuple[int, int] | None = None
-    window: tuple[str, str] | None = None
-    quality: str | None = None
+    region: Region | None = None
+    """Left, top, width and height in pixels of the image; a negative size mirrors."""
+    window: Window | None = None
+    quality: int | None = None
+    profile: str = "no"
+
+    @property
+    def name(self) -> str:
+        """The same for the same picture, however it was written."""
+        return f"{self.viewport}{self.region}{self.window}{self.quality}{self.profile}"
 
 
 def parse(query_string: str, *, thumbnail: bool = False) -> Asked:
@@ -41,16 +71,43 @@ def parse(query_string: str, *, thumbnail: bool = False) -> Asked:
         pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=20, errors="strict")
     except ValueError as error:
         raise BadRequest("the query cannot be read") from error
-    query = dict(pairs)
-    if len(query) != len(pairs) or not query.keys() <= {"viewport", "window", "quality"}:
-        raise BadRequest("renderings know viewport=width,height, window=center,width and quality, each once")
-    size = _read(VIEWPORT, query, "viewport")
-    window = _read(WINDOW, query, "window")
-    viewport = (int(size[1]), int(size[2])) if size else THUMBNAIL if thumbnail else None
-    if viewport and max(viewport) > MAX_SIDE:
-        raise BadRequest(f"a side has at most {MAX_SIDE} pixels")
+    query = {name: value for name, value in pairs if name not in NEGOTIATED}
+    if len(query) != sum(name not in NEGOTIATED for name, _ in pairs) or not query.keys() <= set(PARAMETERS):
+        raise BadRequest(f"renderings know {', '.join(PARAMETERS)}, each once; annotation is not offered")
+    viewport, region = _viewport(query)
     quality = _read(QUALITY, query, "quality")
-    return Asked(viewport, (window[1], window[2]) if window else None, quality[0] if quality else None)
+    profile = _read(PROFILE, query, "iccprofile")
+    return Asked(
+        viewport or (THUMBNAIL if thumbnail else None),
+        region,
+        _window(query),
+        int(quality[0]) if quality else None,
+        profile[0] if profile else "no",
+    )
+
+
+def _viewport(query: Mapping[str, str]) -> tuple[tuple[int, int] | None, Region | None]:
+    found = _read(VIEWPORT, query, "viewport")
+    if found is None:
+        return None, None
+    viewport = (int(found[1]), int(found[2]))
+    if max(viewport) > MAX_SIDE:
+        raise BadRequest(f"a side of the viewport has at most {MAX_SIDE} pixels")
+    left, top, wide, high = (float(each) if each else None for each in found.groups()[2:])
+    if wide == 0 or high == 0:
+        raise BadRequest("the region of the viewport is empty")
+    whole = left is None and top is None and wide is None and high is None
+    return viewport, None if whole else (left or 0.0, top or 0.0, wide, high)
+
+
+def _window(query: Mapping[str, str]) -> Window | None:
+    found = _read(WINDOW, query, "window")
+    if found is None:
+        return None
+    window = Window(float(found[1]), float(found[2]), (found[3] or "linear").lower())
+    if window.width < 1 and (window.function == "linear" or window.width == 0):
+        raise BadRequest("the window's width is at least 1, for linear-exact and sigmoid more than 0")
+    return window
 
 
 def _read(pattern: re.Pattern[str], query: Mapping[str, str], name: str) -> re.Match[str] | None:
@@ -71,38 +128,21 @@ def representative(holding: Holding, target: Target) -> Instance:
         return instance
     wanted = [holding.series[target.series]] if target.series else list(holding.series.values())
     for series in wanted:
-        instances = list(series.instances.values())
+        instances = [each for each in series.instances.values() if has_frames(each)]
         if instances and series.tags.get("Modality") not in NO_IMAGE:
             return instances[len(instances) // 2]
+    for series in wanted:
+        for instance in series.instances.values():
+            return instance
     raise NotFound("there is nothing to show")
+
+
+def has_frames(instance: Instance) -> bool:
+    """Whether the object has pixel data, by what it is."""
+    return not instance.sop_class.startswith(WITHOUT_FRAMES)
 
 
 def must_have(instance: Instance, frame: int) -> None:
     """Raise unless the instance has this frame."""
-    if instance.sop_class.startswith(WITHOUT_FRAMES) or not 1 <= frame <= instance.frames:
+    if not has_frames(instance) or not 1 <= frame <= instance.frames:
         raise NotFound("there is no such frame")
-
-
-def media_type(instance: Instance, ranges: Sequence[str]) -> str:
-    """The form to render in, by what the caller takes."""
-    offered = ("application/pdf",) if instance.sop_class == ENCAPSULATED_PDF else IMAGES
-    for wanted in ranges:
-        for one in offered:
-            if wanted in {one, "*/*", one.partition("/")[0] + "/*"}:
-                return one
-    raise NotAcceptable(f"this object is rendered as {' or '.join(offered)}")
-
-
-def path(instance: Instance, frame: int, media: str, asked: Asked) -> str:
-    """Where the archive makes the picture."""
-    if media == "application/pdf":
-        return f"/instances/{instance.orthanc_id}/pdf"
-    query: dict[str, str | int] = {}
-    if asked.viewport:
-        query |= {"width": asked.viewport[0], "height": asked.viewport[1]}
-    if asked.window:
-        query |= {"window-center": asked.window[0], "window-width": asked.window[1]}
-    if asked.quality:
-        query["quality"] = asked.quality
-    suffix = f"?{urlencode(query)}" if query else ""
-    return f"/instances/{instance.orthanc_id}/frames/{frame - 1}/rendered{suffix}"

@@ -1,139 +1,210 @@
-"""WADO-RS: stored bytes, frames, renderings and bulk data in the media types asked for (PS3.18 sections 8.7, 10.4)."""
+"""WADO-RS: which pieces, in which form, answer a retrieve (PS3.18 sections 8.7 and 10.4)."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import partial
 from io import BytesIO
 from typing import Final
 
 import pydicom
+from anyio import CapacityLimiter, to_thread
 from pydicom.encaps import generate_frames
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.dicom import multipart, relay, rendering
+from app.dicom import accept, document, picture, pixels, relay, rendering
+from app.dicom.accept import Form, Wanted
 from app.dicom.holdings import Holding, Instance
-from app.dicom.multipart import MediaType
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
-from app.dicom.relay import Piece, Transcoding, Way
+from app.dicom.relay import Made, Piece, Transcoding, Way
+from app.dicom.rendering import Asked
 from app.errors import BadRequest, NotAcceptable, NotFound
 
+IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
-NATIVE = frozenset({"1.2.840.10008.1.2", EXPLICIT_LITTLE, "1.2.840.10008.1.2.1.99"})
+EXPLICIT_BIG: Final = "1.2.840.10008.1.2.2"
+NATIVE: Final = frozenset({IMPLICIT_LITTLE, EXPLICIT_LITTLE, "1.2.840.10008.1.2.1.99"})
 """Frames of these are plain little endian samples."""
-IMAGE_TYPES: Mapping[str, str] = {
-    "1.2.840.10008.1.2.4.50": "image/jpeg",
-    "1.2.840.10008.1.2.4.51": "image/jpeg",
-    "1.2.840.10008.1.2.4.57": "image/jpeg",
-    "1.2.840.10008.1.2.4.70": "image/jpeg",
-    "1.2.840.10008.1.2.4.80": "image/jls",
-    "1.2.840.10008.1.2.4.81": "image/jls",
-    "1.2.840.10008.1.2.4.90": "image/jp2",
-    "1.2.840.10008.1.2.4.91": "image/jp2",
-    "1.2.840.10008.1.2.4.201": "image/jphc",
-    "1.2.840.10008.1.2.4.202": "image/jphc",
-    "1.2.840.10008.1.2.4.203": "image/jphc",
+JPEG: Final = "1.2.840.10008.1.2.4."
+IMAGE_TYPES: Final[Mapping[str, str]] = {
+    f"{JPEG}50": "image/jpeg",
+    f"{JPEG}51": "image/jpeg",
+    f"{JPEG}57": "image/jpeg",
+    f"{JPEG}70": "image/jpeg",
+    f"{JPEG}80": "image/jls",
+    f"{JPEG}81": "image/jls",
+    f"{JPEG}90": "image/jp2",
+    f"{JPEG}91": "image/jp2",
+    f"{JPEG}92": "image/jpx",
+    f"{JPEG}93": "image/jpx",
+    f"{JPEG}110": "image/jxl",
+    f"{JPEG}111": "image/jxl",
+    f"{JPEG}112": "image/jxl",
+    f"{JPEG}201": "image/jphc",
+    f"{JPEG}202": "image/jphc",
+    f"{JPEG}203": "image/jphc",
     "1.2.840.10008.1.2.5": "image/dicom-rle",
 }
-"""The media type of a frame in each transfer syntax (PS3.18 Table 8.7.3-3)."""
+"""The media type of a frame in each transfer syntax (PS3.18 Table 8.7.3-5)."""
+VIDEO_TYPES: Final[Mapping[str, str]] = {
+    **{f"{JPEG}{number}{stream}": "video/mpeg" for number in (100, 101) for stream in ("", ".1")},
+    **{f"{JPEG}{number}{stream}": "video/mp4" for number in range(102, 107) for stream in ("", ".1")},
+    **{f"{JPEG}{number}": "video/H265" for number in (107, 108)},
+}
+LOSSY: Final = frozenset({*(f"{JPEG}{number}" for number in (50, 51, 81, 91, 93, 111, 112, 203)), *VIDEO_TYPES})
+"""Kept as they are unless another is named: what was lost does not come back (PS3.18 section 8.7.3.3)."""
+WRITTEN: Final = frozenset({EXPLICIT_LITTLE, *(f"{JPEG}{number}" for number in (50, 51, 57, 70, 80, 81))})
+"""What the archive can put an object into, of those that web services use."""
+READ: Final = NATIVE | WRITTEN | {EXPLICIT_BIG, "1.2.840.10008.1.2.5"}
+"""What it can read for that; of others we decode ourselves what a decoder is at hand for."""
+READ_HERE: Final = frozenset({f"{JPEG}90", f"{JPEG}91"})
+DEFAULTS: Final = {"image/jpeg": f"{JPEG}70", "image/jls": f"{JPEG}80"}
+"""The transfer syntax a media type means without one."""
 OCTETS: Final = "application/octet-stream"
 DICOM: Final = "application/dicom"
 PIXEL_DATA: Final = "7FE00010"
-
-
-def accepted(request: Request) -> list[MediaType]:
-    """What the caller takes, most wanted first; anything when it does not say."""
-    header = ",".join(request.headers.getlist("accept"))
-    return multipart.media_types(header) if header.strip() else [MediaType("*/*")]
-
-
-def names(pattern: str, media_type: str) -> bool:
-    """Whether a media range includes a type."""
-    return pattern in {"*/*", media_type} or (pattern.endswith("/*") and media_type.startswith(pattern[:-1]))
+PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
+CDA: Final = "1.2.840.10008.5.1.4.1.1.104.2"
+REPORTS: Final = "1.2.840.10008.5.1.4.1.1.88."
+IMAGES: Final = ("image/jpeg", "image/png", "image/gif")
 
 
 async def retrieve(way: Way, request: Request, holding: Holding, target: Target) -> Response:
     """Whole instances: stored bytes where the caller takes them, else in the transfer syntax it asks for."""
-    wanted = _dicom_range(accepted(request), single=target.level == "instance")
     one = holding.instance(target.series, target.instance)
     instances = [one] if one else holding.instances(target.series)
     if not instances:
         raise NotFound("the study has no such instances")
-    pieces = [_dicom_piece(instance, wanted.transfer_syntax) for instance in instances]
-    if wanted.type == DICOM:
-        return await relay.single(way, pieces[0])
-    return await relay.multipart(way, DICOM, pieces)
+    forms = [Form(DICOM, is_multipart=True), *([Form(DICOM)] if one else [])]
+    for wanted in accept.wanted(request):
+        form = next((form for form in forms if wanted.takes(form)), None)
+        syntaxes = [_syntax(instance, wanted.transfer_syntax) for instance in instances] if form else [None]
+        if form and all(syntaxes):
+            pieces = [
+                _dicom_piece(way, instance, syntax or "", f"{way.base}{_address(holding, instance)}")
+                for instance, syntax in zip(instances, syntaxes, strict=True)
+            ]
+            return await (relay.multipart(way, DICOM, pieces) if form.is_multipart else relay.single(way, pieces[0]))
+    raise NotAcceptable(f"instances are sent as {' or '.join(map(str, forms))}; transfer-syntax=*, {_list(WRITTEN)}")
 
 
-def _dicom_range(ranges: Sequence[MediaType], *, single: bool) -> MediaType:
-    for wanted in ranges:
-        if wanted.type == "multipart/related" and names(wanted.part, DICOM):
-            return wanted
-        if wanted.type == DICOM and single:
-            return wanted
-        if names(wanted.type, "multipart/related"):
-            return MediaType("multipart/related", wanted.parameters)
-    raise NotAcceptable('instances are sent as multipart/related; type="application/dicom"')
+def _address(holding: Holding, instance: Instance) -> str:
+    return f"/studies/{holding.study_uid}/series/{instance.series_uid}/instances/{instance.sop_uid}"
 
 
-def _dicom_piece(instance: Instance, wanted: str | None) -> Piece:
-    stored = instance.transfer_syntax or EXPLICIT_LITTLE
-    # Without a word the standard means Explicit VR Little Endian (PS3.18 section 8.7.3.5.2).
-    syntax = stored if wanted == "*" else wanted or EXPLICIT_LITTLE
+def _list(syntaxes: Iterable[str]) -> str:
+    return ", ".join(sorted(syntaxes))
+
+
+def _stored(instance: Instance) -> str:
+    return instance.transfer_syntax or EXPLICIT_LITTLE
+
+
+def _syntax(instance: Instance, wanted: str | None) -> str | None:
+    """The transfer syntax to send the instance in, if the one wanted can be had."""
+    stored = _stored(instance)
+    if wanted in {"*", stored} or (wanted is None and stored in LOSSY):
+        return stored
+    named = wanted or EXPLICIT_LITTLE
+    if named in WRITTEN and stored in READ:
+        return named
+    return named if named == EXPLICIT_LITTLE and stored in READ_HERE else None
+
+
+def _dicom_piece(way: Way, instance: Instance, syntax: str, location: str) -> Piece:
+    media_type, stored = f"{DICOM}; transfer-syntax={syntax}", _stored(instance)
     if syntax == stored:
-        return Piece(f"{DICOM}; transfer-syntax={stored}", f"/instances/{instance.orthanc_id}/file")
-    return Piece(f"{DICOM}; transfer-syntax={syntax}", Transcoding(instance.orthanc_id, syntax))
+        return Piece(media_type, f"/instances/{instance.orthanc_id}/file", location)
+    if stored in READ:
+        return Piece(media_type, Transcoding(instance.orthanc_id, syntax), location)
+    make = partial(pixels.decompressed, way, instance)
+    return Piece(media_type, Made(instance.orthanc_id, f"file {syntax}", make), location)
 
 
-async def frames(way: Way, request: Request, instance: Instance, numbers: Sequence[int]) -> Response:
-    """Frames as stored, or as plain samples when the caller does not take what is stored."""
-    for number in numbers:
+async def frames(way: Way, request: Request, instance: Instance, target: Target) -> Response:
+    """Frames as stored, or as plain samples or in another compression when the caller does not take what is stored."""
+    for number in target.frames:
         rendering.must_have(instance, number)
-    stored = instance.transfer_syntax or EXPLICIT_LITTLE
-    wanted, as_stored = _frame_range(accepted(request), stored, single=len(numbers) == 1)
-    part = _frame_type(wanted, stored if as_stored else EXPLICIT_LITTLE)
-    if as_stored:
-        root = f"/instances/{instance.orthanc_id}/frames"
-        pieces = [Piece(part, f"{root}/{number - 1}/raw") for number in numbers]
-    else:
-        samples = await run_in_threadpool(_samples, way.orthanc, instance, numbers)
-        pieces = [Piece(part, sample) for sample in samples]
-    if wanted.type not in {"multipart/related", "*/*", "multipart/*"}:
-        return await relay.single(way, pieces[0])
-    return await relay.multipart(way, part.partition(";")[0], pieces)
-
-
-def _frame_type(wanted: MediaType, syntax: str) -> str:
-    named = wanted.part if "*" not in wanted.part else OCTETS
+    form, syntax = _frame_form(accept.wanted(request), _stored(instance), is_single=len(target.frames) == 1)
     shown = EXPLICIT_LITTLE if syntax in NATIVE else syntax
-    return f"{named}; transfer-syntax={shown}"
+    sources = await _frame_sources(way, instance, target.frames, syntax)
+    locations = [f"{way.base}{target.path()}/frames/{number}" for number in target.frames]
+    pieces = [
+        Piece(f"{form.media_type}; transfer-syntax={shown}", source, location)
+        for source, location in zip(sources, locations, strict=True)
+    ]
+    try:
+        return await _sent(way, form, pieces)
+    except BadRequest:
+        # The archive has no frames of more than 16 bits, nor of floating point numbers.
+        made = [
+            Piece(piece.media_type, _made_samples(way, instance, number), piece.location)
+            for piece, number in zip(pieces, target.frames, strict=True)
+        ]
+        return await _sent(way, form, made)
 
 
-def _frame_range(ranges: Sequence[MediaType], stored: str, *, single: bool) -> tuple[MediaType, bool]:
-    """The first range that can be met, and whether the stored form meets it."""
-    image_type = IMAGE_TYPES.get(stored)
+async def _sent(way: Way, form: Form, pieces: Sequence[Piece]) -> Response:
+    if form.is_multipart:
+        return await relay.multipart(way, form.media_type, pieces)
+    return await relay.single(way, pieces[0])
+
+
+def _frame_form(ranges: Sequence[Wanted], stored: str, *, is_single: bool) -> tuple[Form, str]:
+    """The first range that can be met, and the transfer syntax that meets it."""
+    if stored in VIDEO_TYPES:
+        raise NotAcceptable("a video has no frames to send: ask for its bulk data or its rendering")
     for wanted in ranges:
-        if wanted.type != "multipart/related" and not (single or "*" in wanted.type):
-            continue
-        if stored in NATIVE:
-            takes = wanted.transfer_syntax in {None, "*", EXPLICIT_LITTLE, stored}
-            if names(wanted.part, OCTETS) and takes:
-                return wanted, True
-        elif _takes_stored(wanted, stored, image_type):
-            return wanted, True
-        elif names(wanted.part, OCTETS) and wanted.transfer_syntax in {None, EXPLICIT_LITTLE}:
-            return wanted, False
-    raise NotAcceptable(
-        f'frames are sent as multipart/related; type="{image_type or OCTETS}"; transfer-syntax={stored}'
-    )
+        for media_type, syntax in _frame_offers(stored, wanted.transfer_syntax):
+            for form in (Form(media_type, is_multipart=True), Form(media_type)):
+                if wanted.takes(form) and (form.is_multipart or is_single):
+                    return form, syntax
+    own = Form(IMAGE_TYPES.get(stored, OCTETS), is_multipart=True)
+    raise NotAcceptable(f"these frames are sent as {own}; transfer-syntax={stored}, or as {Form(OCTETS, True)}")
 
 
-def _takes_stored(wanted: MediaType, stored: str, image_type: str | None) -> bool:
-    if wanted.part == image_type:
-        return wanted.transfer_syntax in {None, "*", stored}
-    return names(wanted.part, OCTETS) and wanted.transfer_syntax in {"*", stored}
+def _frame_offers(stored: str, wanted: str | None) -> Iterator[tuple[str, str]]:
+    """Media types with their transfer syntax, in the order in which a wildcard takes them."""
+    if stored not in NATIVE:
+        yield from _packed_offers(stored, wanted)
+    elif wanted in {None, "*", EXPLICIT_LITTLE, stored}:
+        yield OCTETS, stored
+    if stored in READ and wanted is None:
+        yield from DEFAULTS.items()
+    elif stored in READ and wanted in WRITTEN & IMAGE_TYPES.keys():
+        yield from ((media_type, wanted) for media_type in (IMAGE_TYPES[wanted], OCTETS))
+
+
+def _packed_offers(stored: str, wanted: str | None) -> Iterator[tuple[str, str]]:
+    own = IMAGE_TYPES.get(stored)
+    if own and (wanted in {"*", stored} or (wanted is None and stored in LOSSY)):
+        yield own, stored
+    if wanted in {"*", stored}:
+        yield OCTETS, stored
+    if wanted in {None, EXPLICIT_LITTLE}:
+        yield OCTETS, EXPLICIT_LITTLE
+    if own and wanted is None:
+        yield own, stored
+
+
+async def _frame_sources(
+    way: Way, instance: Instance, numbers: Sequence[int], syntax: str
+) -> Sequence[str | bytes | Made]:
+    stored = _stored(instance)
+    if syntax == stored:
+        return [f"/instances/{instance.orthanc_id}/frames/{number - 1}/raw" for number in numbers]
+    if stored not in READ:
+        return [_made_samples(way, instance, number) for number in numbers]
+    if syntax == EXPLICIT_LITTLE:
+        return await run_in_threadpool(_samples, way.orthanc, instance, numbers)
+    return await run_in_threadpool(_compressed, way.orthanc, instance, numbers, syntax)
+
+
+def _made_samples(way: Way, instance: Instance, number: int) -> Made:
+    return Made(instance.orthanc_id, f"samples {number}", partial(pixels.samples, way, instance, number))
 
 
 def _samples(orthanc: Orthanc, instance: Instance, numbers: Iterable[int]) -> list[bytes]:
@@ -144,20 +215,21 @@ def _samples(orthanc: Orthanc, instance: Instance, numbers: Iterable[int]) -> li
     return [dataset.PixelData[(number - 1) * size : number * size] for number in numbers]
 
 
-async def bulk_data(way: Way, request: Request, instance: Instance, element: tuple[str, ...]) -> Response:
-    """One value out of the dataset, unchanged."""
-    ranges = accepted(request)
-    wanted = next((one for one in ranges if names(one.part, OCTETS)), None)
-    if wanted is None:
-        raise NotAcceptable(f'bulk data is sent as multipart/related; type="{OCTETS}"')
-    if element == (PIXEL_DATA,):
-        contents = await run_in_threadpool(_pixel_data, way.orthanc, instance)
-        pieces = [Piece(OCTETS, content) for content in contents]
-    else:
-        pieces = [Piece(OCTETS, _content_path(instance, element))]
-    if wanted.type == OCTETS and len(pieces) == 1:
-        return await relay.single(way, pieces[0])
-    return await relay.multipart(way, OCTETS, pieces)
+def _compressed(orthanc: Orthanc, instance: Instance, numbers: Iterable[int], syntax: str) -> list[bytes]:
+    dataset = pydicom.dcmread(BytesIO(relay.transcoded(orthanc, instance.orthanc_id, syntax)))
+    found = list(generate_frames(dataset.PixelData, number_of_frames=instance.frames))
+    return [found[number - 1] for number in numbers]
+
+
+async def bulk_data(way: Way, request: Request, instance: Instance, target: Target) -> Response:
+    """One value out of the dataset, unchanged; pixel data that is compressed as one part for each frame."""
+    if target.element == (PIXEL_DATA,):
+        return await _pixel_data(way, request, instance, target)
+    types = [OCTETS, *(["application/pdf"] if instance.sop_class == PDF else [])]
+    forms = [Form(media_type, is_multipart) for is_multipart in (True, False) for media_type in types]
+    _, form = accept.select(request, forms)
+    location = f"{way.base}{target.path()}/bulkdata/{'/'.join(target.element)}"
+    return await _sent(way, form, [Piece(form.media_type, _content_path(instance, target.element), location)])
 
 
 def _content_path(instance: Instance, element: tuple[str, ...]) -> str:
@@ -168,26 +240,100 @@ def _content_path(instance: Instance, element: tuple[str, ...]) -> str:
     return "/".join(("", "instances", instance.orthanc_id, "content", *steps))
 
 
-def _pixel_data(orthanc: Orthanc, instance: Instance) -> list[bytes]:
-    dataset = orthanc.dataset(instance.orthanc_id, stop_before_pixels=False)
-    content = dataset.get("PixelData")
-    if content is None:
-        raise NotFound("the object has no pixel data")
-    if dataset.file_meta.TransferSyntaxUID.is_encapsulated:
-        return list(generate_frames(content, number_of_frames=instance.frames))
-    return [content]
+async def _pixel_data(way: Way, request: Request, instance: Instance, target: Target) -> Response:
+    stored = _stored(instance)
+    packed = IMAGE_TYPES.get(stored) or VIDEO_TYPES.get(stored)
+    is_one = stored in VIDEO_TYPES or not packed or instance.frames == 1
+    types = [packed, OCTETS] if packed else [OCTETS]
+    forms = [
+        Form(media_type, is_multipart) for is_multipart in ([True, False] if is_one else [True]) for media_type in types
+    ]
+    _, form = accept.select(request, forms)
+    location = f"{way.base}{target.path()}/bulkdata/{PIXEL_DATA}"
+    sources: list[str | Made]
+    if packed:
+        # A video is one stream, and the archive calls it one frame.
+        count = 1 if stored in VIDEO_TYPES else instance.frames
+        sources = [f"/instances/{instance.orthanc_id}/frames/{number}/raw" for number in range(count)]
+    elif stored == EXPLICIT_BIG:
+        # Bulk data is little endian (PS3.18 section 8.7.3.3.1).
+        sources = [_made_samples(way, instance, number + 1) for number in range(instance.frames)]
+    else:
+        # Pixel data is a list of fragments to the archive, of one fragment when it is not compressed.
+        sources = [f"{_content_path(instance, target.element)}/0"]
+    syntax = f"; transfer-syntax={stored}" if packed else ""
+    return await _sent(way, form, [Piece(f"{form.media_type}{syntax}", source, location) for source in sources])
 
 
-async def rendered(way: Way, request: Request, holding: Holding, target: Target) -> Response:
-    """An image a browser shows: of a frame, an instance, or the middle of a series."""
-    instance = rendering.representative(holding, target)
-    frame = target.frames[0] if target.frames else 1
+class Renderer:
+    """Makes pictures, few at a time: each may take a hundred megabytes for a moment."""
+
+    def __init__(self, at_once: int = 2) -> None:
+        """One for each process."""
+        self._limiter = CapacityLimiter(at_once)
+
+    async def __call__(self, way: Way, instance: Instance, number: int, asked: Asked, media_type: str) -> bytes:
+        """The picture of one frame, counted from 1."""
+        async with self._limiter:
+            frame = await pixels.frame(way, instance, number)
+            return await to_thread.run_sync(picture.draw, frame, asked, media_type)
+
+
+async def rendered(way: Way, renderer: Renderer, request: Request, holding: Holding, target: Target) -> Response:
+    """What a browser shows: of a frame, an instance, the middle of a series, or in many parts of all of them."""
     asked = rendering.parse(request.url.query, thumbnail=target.resource == "thumbnail")
-    media_type = rendering.media_type(instance, [one.type for one in accepted(request)])
-    if media_type in rendering.IMAGES:
-        rendering.must_have(instance, frame)
-    path = rendering.path(instance, frame, media_type, asked)
-    try:
-        return await relay.single(way, Piece(media_type, path))
-    except BadRequest as error:
-        raise NotAcceptable("the archive cannot render this object") from error
+    instance = rendering.representative(holding, target)
+    if other := _other_forms(way, instance):
+        if target.frames or target.resource == "thumbnail":
+            raise NotFound("the object has no frames")
+        form = accept.select(request, list(other))[1]
+        response = await _sent(way, form, [Piece(form.media_type, other[form])])
+        if form.media_type.startswith("text/"):
+            # It comes from our own origin, and says what whoever made the object wrote.
+            response.headers["Content-Security-Policy"] = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
+        return response
+    number = target.frames[0] if target.frames else 1
+    rendering.must_have(instance, number)
+    _, form = accept.select(request, [Form(each, is_multipart) for is_multipart in (False, True) for each in IMAGES])
+    chosen = [(instance, number)]
+    if form.is_multipart and not target.frames and target.resource == "rendered":
+        chosen = [(each, number) for each in _images(holding, target) for number in range(1, each.frames + 1)]
+    pieces = [
+        Piece(
+            form.media_type,
+            Made(
+                each.orthanc_id,
+                f"picture {number} {form.media_type} {asked.name}",
+                partial(renderer, way, each, number, asked, form.media_type),
+            ),
+            f"{way.base}{_address(holding, each)}/frames/{number}/rendered",
+        )
+        for each, number in chosen
+    ]
+    return await _sent(way, form, pieces)
+
+
+def _other_forms(way: Way, instance: Instance) -> Mapping[Form, str | Made]:
+    """How an object that is no image is shown, where it can be."""
+    root, stored = f"/instances/{instance.orthanc_id}", _stored(instance)
+    if stored in VIDEO_TYPES:
+        return {Form(VIDEO_TYPES[stored]): f"{root}/frames/0/raw"}
+    if instance.sop_class == PDF:
+        return {Form("application/pdf"): f"{root}/pdf"}
+    if instance.sop_class == CDA:
+        return {Form("text/xml"): f"{root}/content/0042-0011"}
+    if instance.sop_class.startswith(REPORTS):
+        forms = (Form("text/html"), Form("text/plain"))
+        return {form: Made(instance.orthanc_id, form.media_type, partial(_text, way, instance, form)) for form in forms}
+    return {}
+
+
+async def _text(way: Way, instance: Instance, form: Form) -> bytes:
+    header = await pixels.header(way, instance)
+    return await run_in_threadpool(document.render, header, form.media_type)
+
+
+def _images(holding: Holding, target: Target) -> list[Instance]:
+    one = holding.instance(target.series, target.instance)
+    instances = [one] if one else holding.instances(target.series)
+    return [each for each in instances if rendering.has_frames(each) and _stored(each) not in VIDEO_TYPES]
