@@ -72,6 +72,12 @@ class NotAcceptable(IsocenterError):
     status, code = 406, "not-supported"
 
 
+class TooSlow(IsocenterError):
+    """The request did not arrive in time."""
+
+    status, code = 408, "timeout"
+
+
 class Conflict(IsocenterError):
     """The request contradicts what is stored."""
 

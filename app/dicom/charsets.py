@@ -57,6 +57,14 @@ def reread(header: Dataset, content: bytes) -> Dataset:
     return header
 
 
+def decoded(raw: bytes, declared: Many[str]) -> str:
+    """One value in the declared character sets; what they do not tell is marked."""
+    with _quiet, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        text = charset.decode_bytes(raw, _encodings([one.strip() for one in declared]), set(TEXT_VR_DELIMS))
+    return text.replace("\x1b", MARK)
+
+
 def _declared(header: Dataset) -> list[str]:
     value = header.get("SpecificCharacterSet")
     found = list(value) if isinstance(value, MultiValue) else [value]

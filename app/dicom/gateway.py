@@ -21,14 +21,15 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import accept, metadata, paths, qido, stow, wado
+from app.dicom import metadata, paths, qido, stow, wado
 from app.dicom.holdings import Holding, Holdings
-from app.dicom.multipart import Limits
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
 from app.dicom.relay import HEADERS, Way
+from app.dicom.spool import Gate
+from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
-from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotFound
+from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotAcceptable, NotFound
 from app.store import studies
 from app.store.database import Store
 from app.store.studies import HeldStudy
@@ -55,7 +56,8 @@ class Parts:
     audit: Callable[[Record], None]
     on_stored: Callable[[str], None]
     """Hears the Orthanc id of a study that was stored into."""
-    limits: Limits = stow.LIMITS
+    rules: stow.Rules = stow.RULES
+    """What may be stored."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,11 +78,11 @@ class Gateway:
         """Opens no connection yet."""
         self.store = parts.store
         self.on_stored = parts.on_stored
-        self.limits = parts.limits
+        self.rules = parts.rules
+        self.gate = Gate()
         self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=3)
         self.upstream = Upstream(parts.url, parts.username, parts.password)
         self.holdings = Holdings(self.orthanc)
-        self.renderer = wado.Renderer()
         self.trail = Trail(parts.audit)
 
     async def close(self) -> None:
@@ -177,41 +179,42 @@ class Gateway:
         if target.resource == "retrieve":
             return await wado.retrieve(way, admitted.request, holding, target)
         if target.resource in {"rendered", "thumbnail"}:
-            return await wado.rendered(way, self.renderer, admitted.request, holding, target)
+            return await wado.rendered(way, admitted.request, holding, target)
         instance = holding.instance(target.series, target.instance)
         if instance is None:
             raise NotFound("the study has no such instance")
         if target.resource == "bulkdata":
-            return await wado.bulk_data(way, admitted.request, instance, target)
-        return await wado.frames(way, admitted.request, instance, target)
+            return await wado.bulk_data(way, admitted.request, instance, target.element)
+        return await wado.frames(way, admitted.request, instance, target.frames)
 
     async def stored(self, admitted: Admitted) -> Response:
         """STOW-RS: spool, check, forward, verify, answer."""
-        parts = await stow.spool(admitted.request, self.limits)
-        try:
-            outcome = await run_in_threadpool(self._store_parts, admitted, parts)
-        finally:
-            parts.close()
-        detail = {"stored": len(outcome.stored), "failed": len(outcome.failed)}
-        await run_in_threadpool(self.trail.add, self._told(admitted, detail))
-        return Response(
-            orjson.dumps(outcome.body(admitted.base)), outcome.status, headers=HEADERS, media_type=outcome.media_type
-        )
+        _must_accept_json(admitted.request)
+        with self.gate.passed(admitted.access.grant_id or admitted.access.client_id):
+            received = await stow.receive(admitted.request, self.rules)
+            try:
+                outcome = await run_in_threadpool(self._store_parts, admitted, received)
+            finally:
+                received.close()
+        await run_in_threadpool(self.trail.add, self._told(admitted, outcome))
+        content = orjson.dumps(outcome.body(admitted.base))
+        return Response(content, outcome.status, {**HEADERS, **outcome.headers()}, outcome.media_type)
 
-    def _store_parts(self, admitted: Admitted, parts: stow.Spool) -> stow.Outcome:
-        door = stow.Door(self.store, self.orthanc, self.holdings, admitted.access)
+    def _store_parts(self, admitted: Admitted, received: stow.Received) -> stow.Outcome:
+        door = stow.Door(self.store, self.orthanc, self.holdings, admitted.access, self.rules.classes)
         action = Action("u", "ImagingStudy")
         batch = stow.Batch(door, admitted.study, lambda uid: self.study(admitted.access, action, uid))
-        outcome = stow.store(batch, parts)
-        for orthanc_id in outcome.touched:
-            self.on_stored(orthanc_id)
-        return outcome
+        try:
+            return batch.store(received.parts)
+        finally:
+            for orthanc_id in batch.outcome.touched:
+                self.on_stored(orthanc_id)
 
     @staticmethod
-    def _told(admitted: Admitted, detail: dict[str, Any]) -> Record:
-        request_id = _request_id(admitted.request)
-        record = _record(admitted.access, admitted.target, admitted.study, "allowed", request_id)
-        return replace(record, detail=detail)
+    def _told(admitted: Admitted, outcome: stow.Outcome) -> Record:
+        request_id, ended = _request_id(admitted.request), "allowed" if outcome.stored else "failed"
+        record = _record(admitted.access, admitted.target, admitted.study, ended, request_id)
+        return replace(record, detail=outcome.detail())
 
 
 def _below(searcher: qido.Searcher, holding: Holding, target: Target) -> Any:
@@ -228,8 +231,10 @@ def covers(access: Access, action: Action, study: HeldStudy) -> bool:
     return decide(access, action, facts)
 
 
-def _must_accept_json(request: Request) -> str:
-    return accept.must_take_text(request, JSON, "application/json")
+def _must_accept_json(request: Request) -> None:
+    offered = (JSON, "application/json")
+    if not any(wado.names(wanted.type, one) for wanted in wado.accepted(request) for one in offered):
+        raise NotAcceptable(f"this is sent as {JSON}")
 
 
 def _record(access: Access, target: Target, study: HeldStudy | None, outcome: Outcome, request_id: str) -> Record:
@@ -299,7 +304,7 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        response = await self._serve(Request(scope, receive, send))
+        response = await self._serve(Request(scope, Unread(scope, receive).receive, send))
         await response(scope, receive, send)
 
     async def _serve(self, request: Request) -> Response:

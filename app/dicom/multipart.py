@@ -1,14 +1,13 @@
-"""Media types and multipart/related bodies of DICOMweb (PS3.18 section 8.7, RFC 2387, RFC 9110 section 12.5.1)."""
+"""Media types and multipart/related bodies of DICOMweb (PS3.18 section 8.7, RFC 2046 section 5.1, RFC 2387)."""
 
 from __future__ import annotations
 
 import re
 import secrets
-from collections.abc import AsyncIterable, AsyncIterator, Iterable
+from collections.abc import AsyncIterable, AsyncIterator, Iterable, Mapping
 from dataclasses import dataclass, field
-from tempfile import SpooledTemporaryFile
-from typing import BinaryIO
 
+from app.dicom.spool import Content, Spool
 from app.errors import BadRequest, TooLarge
 
 TOKEN = r"[!#$%&'*+.^_`|~0-9A-Za-z-]+"  # noqa: S105 - a pattern
@@ -18,6 +17,8 @@ PARAMETER = re.compile(rf"""\s*;\s*({TOKEN})\s*=\s*(?:"((?:[^"\\]|\\.)*)"|([^\s;
 COMMA = re.compile(r"\s*(?:,|$)")
 QUALITY = re.compile(r"[01](?:\.[0-9]{0,9})?|\.[0-9]{1,9}")
 MAX_HEADER = 4096
+BOUNDARY = re.compile(r"[ -~]{0,69}[!-~]")
+"""RFC 2046 allows fewer characters; some clients use more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,127 +118,154 @@ def joined(mark: str, media_type: str, contents: Iterable[bytes]) -> Iterable[by
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """How large a multipart body may be."""
+    """How large a body may be."""
 
     body: int
     part: int
     parts: int
     header: int = 8192
-    memory: int = 8 << 20
-    """A part larger than this goes to a file."""
+    """Of the headers of one part, and of a boundary line."""
 
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """One part: its media type, size, and content ready to read. Close the content after use."""
+    """One part: its media type and content, and what is wrong with how it was wrapped."""
 
     media_type: MediaType
-    size: int
-    content: BinaryIO
+    content: Content
+    fault: str = ""
 
 
 class PartReader:
-    """Splits a streamed multipart/related body into spooled parts, within limits."""
+    """Splits a streamed multipart body into parts on a spool, within limits."""
 
-    def __init__(self, mark: str, limits: Limits) -> None:
+    def __init__(self, mark: str, limits: Limits, spool: Spool) -> None:
         """`mark` is the boundary parameter of the Content-Type."""
-        if not 1 <= len(mark) <= 70 or not mark.isascii() or not mark.isprintable():
+        if not BOUNDARY.fullmatch(mark):
             raise BadRequest("the multipart boundary is missing or malformed")
-        self._mark = b"\r\n--" + mark.encode()
-        self._limits = limits
+        self._marks = [b"\r\n--" + one.encode() for one in _spellings(mark)]
+        self._limits, self._spool = limits, spool
         # The first boundary may open the body without a line break before it.
         self._buffer = bytearray(b"\r\n")
         self._received = 0
-        self.parts: list[Part] = []
 
-    async def read(self, body: AsyncIterable[bytes]) -> list[Part]:
-        """All parts of the body; a body that breaks off or breaks a limit raises, and leaves nothing open."""
-        chunks = aiter(body)
-        try:
-            await self._until_mark(chunks, None)
-            while await self._another(chunks):
-                await self._part(chunks)
-        except BaseException:
-            self.close()
-            raise
-        return self.parts
+    async def read(self, body: AsyncIterable[bytes], default: MediaType) -> list[Part]:
+        """All parts of the body, of which those without a type have the default one.
 
-    def close(self) -> None:
-        """Let go of every part."""
-        for part in self.parts:
-            part.content.close()
+        A body that breaks off or breaks a limit raises.
+        """
+        chunks, parts = aiter(body), list[Part]()
+        await self._until_mark(chunks, keep=False)
+        while await self._another(chunks):
+            if len(parts) >= self._limits.parts:
+                raise TooLarge(f"more than {self._limits.parts} parts")
+            parts.append(await self._part(chunks, default))
+        async for chunk in chunks:
+            self._count(chunk)
+        await self._spool.flush()
+        return parts
 
-    async def _part(self, chunks: AsyncIterator[bytes]) -> None:
-        if len(self.parts) >= self._limits.parts:
-            raise TooLarge(f"more than {self._limits.parts} parts")
-        media_type = part_media_type(await self._head(chunks))
-        content = SpooledTemporaryFile(max_size=self._limits.memory)  # noqa: SIM115 - closed with the reader
-        try:
-            size = await self._until_mark(chunks, content)
-        except BaseException:
-            content.close()
-            raise
-        content.seek(0)
-        self.parts.append(Part(media_type, size, content))  # pyright: ignore[reportArgumentType]
+    async def _part(self, chunks: AsyncIterator[bytes], default: MediaType) -> Part:
+        headers = part_headers(await self._head(chunks))
+        kind = headers.get("content-type", "")
+        at = self._spool.size
+        await self._until_mark(chunks, keep=True)
+        content = Content(self._spool, at, self._spool.size - at)
+        return Part(content_type(kind) if kind else default, content, _fault(headers, content.size))
 
-    async def _more(self, chunks: AsyncIterator[bytes]) -> None:
-        try:
-            chunk = await anext(chunks)
-        except StopAsyncIteration:
-            raise BadRequest("the multipart body ends before its last boundary") from None
+    def _count(self, chunk: bytes) -> None:
         self._received += len(chunk)
         if self._received > self._limits.body:
             raise TooLarge(f"the body is larger than {self._limits.body} bytes")
-        self._buffer += chunk
 
-    async def _until_mark(self, chunks: AsyncIterator[bytes], content: SpooledTemporaryFile[bytes] | None) -> int:
+    async def _more(self, chunks: AsyncIterator[bytes]) -> bool:
+        try:
+            chunk = await anext(chunks)
+        except StopAsyncIteration:
+            return False
+        self._count(chunk)
+        self._buffer += chunk
+        return True
+
+    async def _must_have_more(self, chunks: AsyncIterator[bytes]) -> None:
+        if not await self._more(chunks):
+            raise BadRequest("the multipart body ends before its last boundary")
+
+    async def _until_mark(self, chunks: AsyncIterator[bytes], *, keep: bool) -> None:
         size = 0
         while True:
-            at = self._buffer.find(self._mark)
+            found = self._found()
             # Keep back what could be the start of a boundary.
-            ready = at if at >= 0 else max(len(self._buffer) - len(self._mark), 0)
+            ready = found[0] if found else max(len(self._buffer) - max(map(len, self._marks)), 0)
             size += ready
             if size > self._limits.part:
                 raise TooLarge(f"a part is larger than {self._limits.part} bytes")
-            if content is not None:
-                content.write(self._buffer[:ready])
+            if keep and ready:
+                await self._spool.write(self._buffer[:ready])
             del self._buffer[:ready]
-            if at >= 0:
-                del self._buffer[: len(self._mark)]
-                return size
-            await self._more(chunks)
+            if found:
+                # Whichever spelling comes first is the body's own.
+                self._marks = [found[1]]
+                del self._buffer[: len(found[1])]
+                return
+            await self._must_have_more(chunks)
+
+    def _found(self) -> tuple[int, bytes] | None:
+        places = [(at, mark) for mark in self._marks if (at := self._buffer.find(mark)) >= 0]
+        return min(places) if places else None
 
     async def _another(self, chunks: AsyncIterator[bytes]) -> bool:
-        while b"\r\n" not in self._buffer[: self._limits.header] and not self._buffer.startswith(b"--"):
-            if len(self._buffer) > self._limits.header:
-                raise BadRequest("a multipart boundary line does not end")
-            await self._more(chunks)
-        if self._buffer.startswith(b"--"):
+        """Whether a part follows the boundary just read; what follows it on its line may only be space."""
+        while (end := self._buffer.find(b"\r\n")) < 0 and len(self._buffer) <= self._limits.header:
+            if not await self._more(chunks):
+                break
+        line = bytes(self._buffer[: end if end >= 0 else None])
+        if line[:2] == b"--" and not line[2:].strip(b" \t"):
             return False
-        line, _, _ = self._buffer.partition(b"\r\n")
-        if line.strip():
-            raise BadRequest("a multipart boundary line has more on it")
+        if end < 0 or line.strip(b" \t"):
+            raise BadRequest("a multipart boundary line has more on it or does not end")
         # The line break stays: a part without headers has its empty line at once.
         del self._buffer[: len(line)]
         return True
 
     async def _head(self, chunks: AsyncIterator[bytes]) -> bytes:
-        while (at := self._buffer.find(b"\r\n\r\n")) < 0:
+        while (at := self._buffer.find(b"\r\n\r\n", 0, self._limits.header + 4)) < 0:
             if len(self._buffer) > self._limits.header:
                 raise BadRequest("the headers of a part are too long")
-            await self._more(chunks)
+            await self._must_have_more(chunks)
         head = bytes(self._buffer[:at])
         # The line break before the content may also be the one before a boundary that follows at once.
         del self._buffer[: at + 2]
-        if not self._buffer.startswith(self._mark):
+        while len(self._buffer) < len(self._marks[0]):
+            await self._must_have_more(chunks)
+        if not self._buffer.startswith(self._marks[0]):
             del self._buffer[:2]
         return head
 
 
-def part_media_type(head: bytes) -> MediaType:
-    """The Content-Type among a part's headers; a part without one is taken as DICOM."""
-    for line in head.decode("latin-1").split("\r\n"):
-        name, _, value = line.partition(":")
-        if name.strip().lower() == "content-type":
-            return content_type(value)
-    return MediaType("application/dicom")
+def part_headers(head: bytes) -> dict[str, str]:
+    """The headers of a part by lower-case name; a line that is none, or one that is there twice, raises."""
+    headers: dict[str, str] = {}
+    lines = re.sub(r"\r\n[ \t]+", " ", head.decode("latin-1")).split("\r\n")
+    for line in filter(None, lines):
+        name, colon, value = line.partition(":")
+        name = name.strip().lower()
+        if not colon or not re.fullmatch(TOKEN, name) or name in headers:
+            raise BadRequest("a part has a header that cannot be read")
+        headers[name] = value.strip()
+    return headers
+
+
+def _fault(headers: Mapping[str, str], size: int) -> str:
+    """Why a part's content is not what it should be."""
+    encoding = headers.get("content-transfer-encoding", "binary").lower()
+    if encoding not in {"binary", "8bit", "7bit"}:
+        return "it is encoded"
+    told = headers.get("content-length")
+    return "it has another length than it tells" if told is not None and told != str(size) else ""
+
+
+def _spellings(mark: str) -> list[str]:
+    # An apostrophe belongs to a boundary, but some mean it as a quotation mark.
+    quoted = len(mark) > 2 and mark[0] == mark[-1] == "'"
+    return [mark, mark[1:-1]] if quoted else [mark]

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 import orjson
 
-from app.dicom.wire import Wire
+from app.dicom.wire import Body, Wire
 from app.errors import ArchiveUnavailable, BadRequest, IsocenterError, NotFound
 
 if TYPE_CHECKING:
@@ -175,10 +175,14 @@ class Orthanc:
         """What an instance or a series belongs to: `above` is series, study or patient."""
         return self._get(f"/{level}/{orthanc_id}/{above}")
 
-    def store(self, content: bytes) -> Stored:
+    def md5(self, instance_id: str) -> str:
+        """The MD5 sum of the instance's file, lower case; empty where the archive does not keep sums."""
+        return self._send("GET", f"/instances/{instance_id}/attachments/dicom/md5").decode("ascii", "replace").strip()
+
+    def store(self, content: Body) -> Stored:
         """Put one DICOM file into the archive. Safe to repeat: what is there stays as it is."""
         answer: Json = _loads(self._send("POST", "/instances", body=content, kind="application/dicom"))
-        return Stored(answer["Status"], answer["ID"], answer.get("ParentStudy", ""))
+        return Stored(answer["Status"], answer.get("ID", ""), answer.get("ParentStudy", ""))
 
     def delete_study(self, orthanc_id: str) -> None:
         """Remove a study. One that is gone already is no error."""
@@ -201,7 +205,7 @@ class Orthanc:
         return _loads(self._send(method, path, body=b"" if value is None else orjson.dumps(value)))
 
     def _send(
-        self, method: str, path: str, *, query: Mapping[str, int] | None = None, body: bytes = b"", kind: str = ""
+        self, method: str, path: str, *, query: Mapping[str, int] | None = None, body: Body = b"", kind: str = ""
     ) -> bytes:
         status, answer = self._wire.send(method, path, query=query, body=body, kind=kind)
         refuse(status)

@@ -13,9 +13,10 @@ import ssl
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from typing import Protocol
 from urllib.parse import urlencode, urlsplit
 
 from app.errors import ArchiveUnavailable, ConfigurationError
@@ -23,6 +24,22 @@ from app.errors import ArchiveUnavailable, ConfigurationError
 CONNECT_SECONDS = 5.0
 IDLE_SECONDS = 5.0
 """Orthanc has few HTTP threads, and each idle connection keeps one busy."""
+
+
+class Blocks(Protocol):
+    """A large body, read block by block, and anew when it is sent again."""
+
+    @property
+    def size(self) -> int:
+        """How many bytes it has."""
+        ...
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Its blocks, from the first."""
+        ...
+
+
+Body = bytes | Blocks
 
 
 class Wire:
@@ -51,18 +68,20 @@ class Wire:
                 self._idle.pop()[0].close()
 
     def send(
-        self, method: str, path: str, *, query: Mapping[str, int] | None = None, body: bytes = b"", kind: str = ""
+        self, method: str, path: str, *, query: Mapping[str, int] | None = None, body: Body = b"", kind: str = ""
     ) -> tuple[int, bytes]:
         """Status and body of the answer. Every request to the archive is safe to repeat, and a stale one is."""
         target = f"{self._base}{path}{'?' + urlencode(query) if query else ''}"
         headers = {**self._headers, "Content-Type": kind} if kind else self._headers
+        if not isinstance(body, bytes):
+            headers = {**headers, "Content-Length": str(body.size)}
         with self._free:
             try:
                 return self._repeated(method, target, body, headers)
             except (OSError, HTTPException) as error:
                 raise ArchiveUnavailable(f"the archive does not answer ({type(error).__name__})") from error
 
-    def _repeated(self, method: str, target: str, body: bytes, headers: Mapping[str, str]) -> tuple[int, bytes]:
+    def _repeated(self, method: str, target: str, body: Body, headers: Mapping[str, str]) -> tuple[int, bytes]:
         kept = self._kept()
         if kept is not None:
             # It may have been closed at this moment.
@@ -71,7 +90,7 @@ class Wire:
         return self._ask(self._opened(), method, target, body, headers)
 
     def _ask(
-        self, connection: HTTPConnection, method: str, target: str, body: bytes, headers: Mapping[str, str]
+        self, connection: HTTPConnection, method: str, target: str, body: Body, headers: Mapping[str, str]
     ) -> tuple[int, bytes]:
         try:
             connection.request(method, target, body=body or None, headers=dict(headers))

@@ -17,6 +17,7 @@ from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
+from app.dicom import unread
 from app.errors import BadRequest, IsocenterError, Unauthenticated, Unavailable
 from app.fhir import outcome
 from app.main import logs
@@ -52,7 +53,7 @@ class RequestId:
                 raise
             # Answered here: beyond us the web server prints a trace and cuts the connection.
             response = await translate(Request(scope, receive), error)
-            await response(scope, receive, reply.send)
+            await unread.answer(response, scope, receive, reply.send)
         finally:
             logs.tell({
                 "event": "request",

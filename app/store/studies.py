@@ -150,14 +150,21 @@ class Stowed:
     sha256: str
 
 
-def record_stow(connection: Connection, stowed: Stowed) -> None:
-    """Remember who stores an object, before the archive gets it. A repeated attempt replaces the former."""
-    upsert(connection, stow, asdict(stowed) | {"at": now()}, keys=("sop_uid",))
+def record_stow(connection: Connection, who: Stowed) -> Stowed | None:
+    """Remember who stores an object, before the archive gets it; tells whom that replaces."""
+    before = stowed(connection, who.sop_uid)
+    upsert(connection, stow, asdict(who) | {"at": now()}, keys=("sop_uid",))
+    return before
 
 
-def forget_stow(connection: Connection, sop_uid: str) -> None:
-    """The archive did not take the object."""
-    connection.execute(stow.delete().where(stow.c.sop_uid == sop_uid))
+def undo_stow(connection: Connection, who: Stowed, before: Stowed | None) -> None:
+    """The archive did not take the object: what was recorded before holds, unless another attempt came since."""
+    if stowed(connection, who.sop_uid) != who:
+        return
+    if before is None:
+        connection.execute(stow.delete().where(stow.c.sop_uid == who.sop_uid))
+    else:
+        upsert(connection, stow, asdict(before) | {"at": now()}, keys=("sop_uid",))
 
 
 def stowed(connection: Connection, sop_uid: str) -> Stowed | None:

@@ -2,24 +2,28 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import zlib
 from collections.abc import Iterator
+from dataclasses import replace
 from io import BytesIO
 
 import httpx
 import pydicom
 import pytest
 from dicomweb_client import DICOMwebClient
-from pydicom.dataset import Dataset
-from pydicom.uid import ImplicitVRLittleEndian
+from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.filewriter import write_file_meta_info
+from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
 
 from app.dicom import stow
-from app.dicom.multipart import Limits
+from app.dicom.multipart import Limits, MediaType, Part
+from app.dicom.spool import Content, Spool
 from app.store import studies
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.gateway import GRANTS, TWIN, Running, U, V, Z, fill, serving
-from tests.orthanc.phantoms import image, part10, report
+from tests.orthanc.phantoms import COMPREHENSIVE_SR, image, part10, report
 
 pytestmark = pytest.mark.orthanc
 
@@ -194,14 +198,17 @@ def test_an_issuer_that_is_not_the_studys_is_refused(running: Running) -> None:
 
 
 def test_a_deflated_object_is_not_inflated(running: Running) -> None:
-    content = part10(sr())
-    meta_end = content.index(b"\x08\x00\x05\x00CS")
+    meta = FileMetaDataset()
+    meta.MediaStorageSOPClassUID, meta.MediaStorageSOPInstanceUID = COMPREHENSIVE_SR, f"{U}.9.1"
+    meta.TransferSyntaxUID = DeflatedExplicitVRLittleEndian
+    head = BytesIO(b"\0" * 128 + b"DICM")
+    head.seek(132)
+    write_file_meta_info(head, meta, enforce_standard=True)
     bomb = zlib.compressobj(wbits=-15)
     packed = bomb.compress(b"\0" * 50_000_000) + bomb.flush()
-    head = content[:meta_end].replace(b"1.2.840.10008.1.2.1\0", b"1.2.840.10008.1.2.1.99")
-    # The length of the transfer syntax and of the whole group grow by two.
-    head = head.replace(b"\x10\x00UI\x14\x00", b"\x10\x00UI\x16\x00")
-    assert failures(send(running, body(head + packed))) == [stow.TRANSFER_SYNTAX_NOT_SUPPORTED]
+    response = send(running, body(head.getvalue() + packed))
+    assert failures(response) == [stow.TRANSFER_SYNTAX_NOT_SUPPORTED]
+    assert response.json()["00081198"]["Value"][0]["00081155"]["Value"] == [f"{U}.9.1"]
 
 
 def test_good_objects_are_stored_beside_bad_ones(running: Running) -> None:
@@ -211,11 +218,30 @@ def test_good_objects_are_stored_beside_bad_ones(running: Running) -> None:
     assert held(running) == BEFORE | {f"{U}/A": 5}
 
 
-def test_the_second_of_two_equal_objects_is_a_duplicate(running: Running) -> None:
+def test_what_is_sent_again_is_stored_once_and_is_a_success(running: Running) -> None:
     content = part10(sr())
-    response = send(running, body(content, content))
-    assert (response.status_code, failures(response)) == (202, [stow.DUPLICATE])
-    assert send(running, body(content)).status_code == 409
+    assert send(running, body(content, content)).status_code == 200
+    running.records.clear()
+    response = send(running, body(content))
+    assert response.status_code == 200
+    (referenced,) = response.json()["00081199"]["Value"]
+    assert referenced["00081155"]["Value"] == [f"{U}.9.1"]
+    assert [record.detail for record in running.records] == [{"stored": 1, "failed": 0, "known": 1}]
+    assert held(running) == BEFORE | {f"{U}/A": 5}
+
+
+def test_another_content_under_a_known_uid_is_a_duplicate_and_changes_nothing(running: Running) -> None:
+    content = part10(sr())
+    assert send(running, body(content, part10(sr(text="else")))).status_code == 202
+    with running.store.read() as connection:
+        first = studies.stowed(connection, f"{U}.9.1")
+    for other in (sr(text="else"), sr(text="SEEN"), sr(series=f"{U}.8")):
+        response = send(running, body(part10(other)))
+        assert (response.status_code, failures(response)) == (409, [stow.DUPLICATE])
+    (orthanc_id,) = running.archive.instances_with_uid(f"{U}.9.1")
+    assert running.archive.file(orthanc_id) == content
+    with running.store.read() as connection:
+        assert studies.stowed(connection, f"{U}.9.1") == first
 
 
 def test_without_a_study_in_the_address_each_object_is_decided(running: Running) -> None:
@@ -265,7 +291,7 @@ def test_a_broken_body_is_a_bad_request(running: Running, content: bytes) -> Non
 def test_what_is_larger_than_a_limit_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch, limits: Limits
 ) -> None:
-    monkeypatch.setattr(running.gateway, "limits", limits)
+    monkeypatch.setattr(running.gateway, "rules", replace(running.gateway.rules, limits=limits))
     content = part10(sr(text="x" * 1200))
     assert send(running, body(content, content)).status_code == 413
     assert held(running) == BEFORE
@@ -275,12 +301,18 @@ def test_what_lands_elsewhere_is_removed_again(running: Running) -> None:
     # The archive's parser could see another patient than ours: as it does when a row names a wrong Orthanc id.
     with running.store.read() as connection:
         (row,) = [study for study in studies.with_uid(connection, TWIN) if study.patient_id == "p1"]
-    sent = stow.Sent("1.2.840.10008.5.1.4.1.1.88.33", f"{TWIN}.9.1", TWIN, f"{TWIN}.9")
+    elsewhere = part10(sr(mrn="B", study=TWIN, series=f"{TWIN}.9", instance=f"{TWIN}.9.7"))
+    spool = Spool()
+    asyncio.run(spool.write(elsewhere))
+    asyncio.run(spool.flush())
+    content = Content(spool, 0, len(elsewhere))
+    sent, meta, outline = stow.read(Part(MediaType("application/dicom"), content))
+    thing = stow.Thing(sent, meta, outline, content, row, running.gateway.holdings.read(row))
     door = stow.Door(running.store, running.archive, running.gateway.holdings, GRANTS["writer"])
-    elsewhere = part10(sr(mrn="B", study=TWIN, series=f"{TWIN}.9", instance=f"{TWIN}.9.1"))
     with pytest.raises(stow.Refused) as refused:
-        stow._put(door, row, sent, BytesIO(elsewhere))
+        stow.Batch(door, row, lambda _: row)._put(thing)
+    spool.close()
     assert refused.value.reason == stow.PROCESSING_FAILURE
     assert held(running) == BEFORE
     with running.store.read() as connection:
-        assert studies.stowed(connection, f"{TWIN}.9.1") is None
+        assert studies.stowed(connection, f"{TWIN}.9.7") is None

@@ -10,23 +10,26 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app.dicom.multipart import Limits, MediaType, PartReader, content_type, media_types, part_head, tail
+from app.dicom.spool import Spool
 from app.errors import BadRequest
 
-LIMITS = Limits(body=1 << 20, part=1 << 19, parts=50, memory=64)
+LIMITS = Limits(body=1 << 20, part=1 << 19, parts=50)
 MARK = "mark"
 
 
-def read(body: bytes, size: int) -> list[bytes]:
+def read(body: bytes, size: int, mark: str = MARK) -> list[bytes]:
     async def chunks() -> AsyncIterator[bytes]:
         for at in range(0, len(body), size):
             yield body[at : at + size]
 
-    reader = PartReader(MARK, LIMITS)
-    parts = asyncio.run(reader.read(chunks()))
-    contents = [part.content.read() for part in parts]
-    assert [part.size for part in parts] == [len(content) for content in contents]
-    reader.close()
-    return contents
+    spool = Spool()
+    try:
+        parts = asyncio.run(PartReader(mark, LIMITS, spool).read(chunks(), MediaType("application/dicom")))
+        contents = [b"".join(part.content) for part in parts]
+        assert [part.content.size for part in parts] == [len(content) for content in contents]
+        return contents
+    finally:
+        spool.close()
 
 
 @given(

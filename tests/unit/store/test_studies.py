@@ -89,13 +89,17 @@ TRIGGERS = {
 }
 
 
-def test_who_stored_an_object_is_remembered_and_forgotten(store: Store) -> None:
+def test_who_stored_an_object_is_remembered_and_an_attempt_that_failed_leaves_who_was_before(store: Store) -> None:
     who = Stowed("1.2.3.9.1", "1.2.3", "g", "app", "Practitioner/1", "00" * 32)
-    again = dataclasses.replace(who, grant_id="h")
-    for one in (who, again):
-        store.transact(lambda connection, one=one: studies.record_stow(connection, one))
-    with store.read() as connection:
-        assert studies.stowed(connection, who.sop_uid) == again
-    store.transact(lambda connection: studies.forget_stow(connection, who.sop_uid))
-    with store.read() as connection:
-        assert studies.stowed(connection, who.sop_uid) is None
+    again, third = (dataclasses.replace(who, grant_id=grant) for grant in "hi")
+    before = [store.transact(lambda connection, one=one: studies.record_stow(connection, one)) for one in (who, again)]
+    assert before == [None, who]
+
+    def after_undoing(one: Stowed, former: Stowed | None) -> Stowed | None:
+        store.transact(lambda connection: studies.undo_stow(connection, one, former))
+        with store.read() as connection:
+            return studies.stowed(connection, who.sop_uid)
+
+    assert after_undoing(third, None) == again
+    assert after_undoing(again, who) == who
+    assert after_undoing(who, None) is None
