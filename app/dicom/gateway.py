@@ -21,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import metadata, paths, qido, stow, wado
+from app.dicom import accept, metadata, paths, qido, stow, wado
 from app.dicom.holdings import Holding, Holdings
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
@@ -29,7 +29,7 @@ from app.dicom.relay import HEADERS, Way
 from app.dicom.spool import Gate
 from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
-from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotAcceptable, NotFound
+from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotFound
 from app.store import studies
 from app.store.database import Store
 from app.store.studies import HeldStudy
@@ -83,6 +83,7 @@ class Gateway:
         self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=3)
         self.upstream = Upstream(parts.url, parts.username, parts.password)
         self.holdings = Holdings(self.orthanc)
+        self.renderer = wado.Renderer()
         self.trail = Trail(parts.audit)
 
     async def close(self) -> None:
@@ -179,13 +180,13 @@ class Gateway:
         if target.resource == "retrieve":
             return await wado.retrieve(way, admitted.request, holding, target)
         if target.resource in {"rendered", "thumbnail"}:
-            return await wado.rendered(way, admitted.request, holding, target)
+            return await wado.rendered(way, self.renderer, admitted.request, holding, target)
         instance = holding.instance(target.series, target.instance)
         if instance is None:
             raise NotFound("the study has no such instance")
         if target.resource == "bulkdata":
-            return await wado.bulk_data(way, admitted.request, instance, target.element)
-        return await wado.frames(way, admitted.request, instance, target.frames)
+            return await wado.bulk_data(way, admitted.request, instance, target)
+        return await wado.frames(way, admitted.request, instance, target)
 
     async def stored(self, admitted: Admitted) -> Response:
         """STOW-RS: spool, check, forward, verify, answer."""
@@ -231,10 +232,8 @@ def covers(access: Access, action: Action, study: HeldStudy) -> bool:
     return decide(access, action, facts)
 
 
-def _must_accept_json(request: Request) -> None:
-    offered = (JSON, "application/json")
-    if not any(wado.names(wanted.type, one) for wanted in wado.accepted(request) for one in offered):
-        raise NotAcceptable(f"this is sent as {JSON}")
+def _must_accept_json(request: Request) -> str:
+    return accept.must_take_text(request, JSON, "application/json")
 
 
 def _record(access: Access, target: Target, study: HeldStudy | None, outcome: Outcome, request_id: str) -> Record:
