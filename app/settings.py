@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from functools import cached_property
 from ipaddress import IPv4Network, IPv6Network, ip_address
 from pathlib import Path
@@ -21,6 +22,7 @@ from pydantic_settings import (
 
 Gone = Literal["unknown", "retention", "quality", "safety", "worklist", "never-existed"]
 """Why a study may be gone: nobody said, kept long enough, rejected (KOS 113001, 113037, 113038), or only a test."""
+SOP_CLASS = re.compile(r"[0-9]+(\.[0-9]+)+")
 LOOPBACK_NAMES = frozenset({"localhost", "ip6-localhost"})
 
 
@@ -151,6 +153,10 @@ class Settings(BaseSettings):
     """HTTP port of the managed Orthanc (loopback only)."""
     orthanc_dicom_port: int = 14242
     """DICOM port of the managed Orthanc."""
+    store_sop_classes: Annotated[tuple[str, ...], NoDecode] = ("evidence",)
+    """What DICOMweb may store: `evidence` (what readers make), `all`, and UIDs of SOP classes, comma separated."""
+    store_mb: int = Field(default=512, ge=1)
+    """The largest upload over DICOMweb, in MiB."""
     ae_title: str = Field(default="ISOCENTER", max_length=16)
     """AE title of the worklist and MPPS service."""
     dicom_port: int = 11112
@@ -181,10 +187,17 @@ class Settings(BaseSettings):
         path = Path(os.environ.get("ISOCENTER_CONFIG", "isocenter.toml"))
         return (named["init_settings"], named["env_settings"], TomlConfigSettingsSource(settings_cls, path))
 
-    @field_validator("egress_allow", mode="before")
+    @field_validator("egress_allow", "store_sop_classes", mode="before")
     @classmethod
     def _split(cls, value: object) -> object:
         return [part.strip() for part in value.split(",") if part.strip()] if isinstance(value, str) else value
+
+    @field_validator("store_sop_classes")
+    @classmethod
+    def _sop_classes(cls, value: tuple[str, ...]) -> tuple[str, ...]:
+        if not value or not all(one in {"evidence", "all"} or SOP_CLASS.fullmatch(one) for one in value):
+            raise ValueError("ISOCENTER_STORE_SOP_CLASSES takes evidence, all, or UIDs of SOP classes")
+        return value
 
     @field_validator("public_url", "viewer_url", "orthanc_url")
     @classmethod

@@ -10,12 +10,16 @@ from fastapi.exceptions import RequestValidationError
 from sqlalchemy.engine import Connection
 from starlette.types import Receive, Scope, Send
 
+from app.dicom import stow
 from app.dicom.gateway import Gateway, Parts, Service
+from app.dicom.multipart import Limits
+from app.dicom.stow import Rules
 from app.errors import BadRequest
 from app.fhir import resources
 from app.fhir.mapping import report, worklist
 from app.main import demo_ehr, http, launches
 from app.main.house import House
+from app.settings import Settings
 from app.smart import server as smart
 from app.store import sync
 from app.viewer import launch as viewer_launch
@@ -65,6 +69,12 @@ def _mount(app: FastAPI, house: House) -> None:
         demo_ehr.mount(app, store, settings)
 
 
+def _rules(settings: Settings) -> Rules:
+    size = settings.store_mb << 20
+    limits = Limits(body=size, part=size, parts=stow.LIMITS.parts)
+    return Rules(limits, classes=stow.accepted_classes(settings.store_sop_classes), folder=settings.data_dir / "spool")
+
+
 def _gateway(house: House) -> Gateway:
     store, settings = house.store, house.settings
 
@@ -72,7 +82,17 @@ def _gateway(house: House) -> Gateway:
         store.transact(lambda connection: sync.mark(connection, [orthanc_id], "stored through the gateway"))
 
     password = settings.orthanc_password.get_secret_value()
-    return Gateway(Parts(store, settings.orthanc_root, settings.orthanc_username, password, house.audit, stored))
+    return Gateway(
+        Parts(
+            store,
+            settings.orthanc_root,
+            settings.orthanc_username,
+            password,
+            house.audit,
+            stored,
+            rules=_rules(settings),
+        )
+    )
 
 
 class DicomWeb:
