@@ -128,6 +128,11 @@ install_judges() {
     .venv/bin/python scripts/judge.py --install 9>&-
 }
 
+# A page of an app, which a test opens in a browser.
+install_cornerstone() {
+    .venv/bin/python scripts/cornerstone.py 9>&-
+}
+
 case "$purpose" in demo | test) ;; *) stop "say 'setup.sh demo' or 'setup.sh test'" ;; esac
 check_system
 check_folder
@@ -137,4 +142,7 @@ install_packages
 find_uv
 sync_python
 install_viewer
-if [ "$purpose" = test ]; then install_judges; fi
+if [ "$purpose" = test ]; then
+    install_judges
+    install_cornerstone
+fi
