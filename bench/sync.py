@@ -253,8 +253,9 @@ def backfill(told: Table, folder: Path) -> None:
     """How fast an archive full of small studies is taken over, beside bare calls that read the same."""
     with archive(folder / "full") as server:
         files = [one for number in range(BACKFILL) for one in pictures(f"1.2.826.5.{number + 1}", SMALL)]
-        with server.client() as bare, ThreadPoolExecutor(READERS) as threads:
-            list(threads.map(lambda content: bare.post("/instances", content=content).raise_for_status(), files))
+        with server.client() as bare:
+            for content in files:
+                bare.post("/instances", content=content).raise_for_status()
         bare_rate = _bare_rate(server)
         with served(folder / "site", server) as (made, _):
             path = made.settings.data_dir / "isocenter.sqlite"
@@ -265,21 +266,28 @@ def backfill(told: Table, folder: Path) -> None:
 
 def _bare_rate(server: Orthanc) -> float:
     """Studies a second: the study, its series, its instances and the tags of one, four readers side by side."""
-    with server.client() as bare, ThreadPoolExecutor(READERS) as threads:
+    with server.client() as bare:
         ids = bare.get("/studies").json()
 
-        def read(orthanc_id: str) -> None:
-            bare.get(f"/studies/{orthanc_id}").raise_for_status().json()
-            rows = bare.get(f"/studies/{orthanc_id}/series").raise_for_status().json()
-            held = [one for row in rows for one in row["Instances"]]
-            asked = {"Resources": held, "Level": "Instance", "Metadata": True}
-            bare.post("/tools/bulk-content", json=asked).raise_for_status().json()
-            for row in rows:
-                bare.get(f"/instances/{min(row['Instances'])}/tags").raise_for_status().json()
+    def read(some: Sequence[str]) -> None:
+        with server.client() as bare:
+            for orthanc_id in some:
+                _read(bare, orthanc_id)
 
+    with ThreadPoolExecutor(READERS) as threads:
         began = time.perf_counter()
-        list(threads.map(read, ids))
+        list(threads.map(read, [ids[first::READERS] for first in range(READERS)]))
         return len(ids) / (time.perf_counter() - began)
+
+
+def _read(bare: httpx.Client, orthanc_id: str) -> None:
+    bare.get(f"/studies/{orthanc_id}").raise_for_status().json()
+    rows = bare.get(f"/studies/{orthanc_id}/series").raise_for_status().json()
+    held = [one for row in rows for one in row["Instances"]]
+    asked = {"Resources": held, "Level": "Instance", "Metadata": True}
+    bare.post("/tools/bulk-content", json=asked).raise_for_status().json()
+    for row in rows:
+        bare.get(f"/instances/{min(row['Instances'])}/tags").raise_for_status().json()
 
 
 def _rate(path: Path) -> float:

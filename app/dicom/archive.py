@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, MutableMapping
+from collections.abc import Mapping, MutableMapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -13,7 +13,7 @@ from pydicom import config
 from pydicom.datadict import dictionary_VR, tag_for_keyword
 from pydicom.dataelem import DataElement
 from pydicom.dataset import Dataset
-from pydicom.sequence import Sequence
+from pydicom.sequence import Sequence as Items
 from pydicom.tag import BaseTag, Tag
 
 from app.dicom import charsets
@@ -24,6 +24,10 @@ Json = dict[str, Any]
 
 MAP_VERSION = 2
 """Raised when the same images make another ImagingStudy than before: each digest differs then, and a look renews it."""
+SMALL = 200
+"""A study with more instances is outlined alone: what is read for many is older when the last of them is looked at."""
+SHORT = 64
+"""Elements with values of this length are made once for many headers."""
 VOLATILE = frozenset({"LastUpdate", "IsStable", "Status", "ReceptionDate", "FileSize"})
 """What Orthanc says of its own housekeeping; it changes while the study does not."""
 
@@ -90,11 +94,40 @@ def outline(orthanc: Orthanc, orthanc_id: str) -> HeldStudy | None:
         rows = orthanc.series_of(orthanc_id)
     except NotFound:
         return None
-    ids = [instance for row in rows for instance in row["Instances"]]
     # Without a level each resource is told as what it is.
-    contents = {row["ID"]: row for row in orthanc.bulk_content(None, [orthanc_id, *ids])}
+    told = orthanc.bulk_content(None, [orthanc_id, *_instances(rows)])
+    return _outlined(orthanc_id, rows, {row["ID"]: row for row in told})
+
+
+def outlines(orthanc: Orthanc, orthanc_ids: Sequence[str]) -> dict[str, HeldStudy]:
+    """What the archive holds of several studies, in two requests for all; large ones and those not there are left out.
+
+    An outline is the same whether it was read alone or with others.
+    """
+    series: dict[str, list[Json]] = {}
+    for row in orthanc.bulk_content("Series", orthanc_ids, metadata=False):
+        series.setdefault(row["ParentStudy"], []).append(row)
+    small = {one: rows for one, rows in series.items() if len(_instances(rows)) <= SMALL}
+    wanted = [one for study, rows in small.items() for one in (study, *_instances(rows))]
+    told = {row["ID"]: row for row in orthanc.bulk_content(None, wanted)}
+    found = ((study, _outlined(study, rows, _own(study, rows, told))) for study, rows in small.items())
+    return {study: held for study, held in found if held is not None}
+
+
+def _own(study: str, rows: list[Json], told: Mapping[str, Json]) -> dict[str, Json]:
+    return {one: told[one] for one in (study, *_instances(rows)) if one in told}
+
+
+def _instances(rows: list[Json]) -> list[str]:
+    return [instance for row in rows for instance in row["Instances"]]
+
+
+def _outlined(orthanc_id: str, rows: list[Json], contents: dict[str, Json]) -> HeldStudy | None:
+    """A study of its series and of what is told of it and of its instances."""
     study = contents.pop(orthanc_id, None)
-    series = tuple(held for row in rows if (held := _series(row, contents)) is not None)
+    series = tuple(
+        held for row in sorted(rows, key=lambda row: row["ID"]) if (held := _series(row, contents)) is not None
+    )
     if study is None or not series:
         return None
     return HeldStudy(
@@ -111,12 +144,24 @@ def outline(orthanc: Orthanc, orthanc_id: str) -> HeldStudy | None:
 def header(orthanc: Orthanc, instance_id: str) -> Header:
     """The attributes of one instance but its pixels, decoded; what cannot be a value stays the text it is."""
     try:
-        found = dataset(orthanc.tags(instance_id))
-        if not charsets.is_safe(found):
-            charsets.reread(found, orthanc.file(instance_id))
+        return _read(orthanc, instance_id, orthanc.tags(instance_id))
     except RecursionError:
         # Sequences nested so deep are no information; what the archive has indexed is.
-        found = _indexed(orthanc, instance_id)
+        return _indexed(orthanc, instance_id)
+
+
+def headers(orthanc: Orthanc, study_id: str) -> dict[str, Header]:
+    """The headers of every instance of a study in one request, by the archive's ids; none when they are nested deep."""
+    try:
+        return {one: _read(orthanc, one, tags) for one, tags in orthanc.tags_of_study(study_id).items()}
+    except RecursionError:
+        return {}
+
+
+def _read(orthanc: Orthanc, instance_id: str, tags: Mapping[str, Any]) -> Header:
+    found = dataset(tags)
+    if not charsets.is_safe(found):
+        charsets.reread(found, orthanc.file(instance_id))
     return found
 
 
@@ -207,10 +252,12 @@ def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:
     tag = _tag(name)
     try:
         if entry["Type"] == "Sequence":
-            return DataElement(tag, "SQ", Sequence([dataset(item) for item in entry["Value"]]))
+            return DataElement(tag, "SQ", Items([dataset(item) for item in entry["Value"]]))
         if entry["Type"] not in {"String", "Null"}:
             return None
-        return _valued(tag, _trimmed(entry["Value"]))
+        value: str | None = entry["Value"]
+        # The images of a study say most things alike.
+        return _alike(tag, value) if value is None or len(value) <= SHORT else _valued(tag, _trimmed(value))
     except (KeyError, ValueError, TypeError, ArithmeticError):
         return None
 
@@ -218,6 +265,12 @@ def _element(name: str, entry: Mapping[str, Any]) -> DataElement | None:
 @lru_cache(maxsize=4096)
 def _tag(name: str) -> BaseTag:
     return Tag(*(int(part, 16) for part in name.split(",")))
+
+
+@lru_cache(maxsize=4096)
+def _alike(tag: BaseTag, value: str | None) -> DataElement:
+    """The element of a short value; nobody may change it."""
+    return _valued(tag, _trimmed(value))
 
 
 def _valued(tag: BaseTag, value: str | None) -> DataElement:

@@ -112,6 +112,10 @@ class Orthanc:
         """Every tag of an instance but pixels, `{"0010,0010": {"Name", "Type", "Value"}}`."""
         return self._get(f"/instances/{instance_id}/tags")
 
+    def tags_of_study(self, study_id: str) -> Json:
+        """The same of every instance of a study, by instance id."""
+        return self._get(f"/studies/{study_id}/instances-tags")
+
     def series_tags(self, series_id: str) -> Json:
         """The tags of a whole series by instance id, as `{keyword: text}`."""
         return self._json("GET", f"/series/{series_id}/instances-tags?simplify")

@@ -6,14 +6,19 @@ and writes what differs. A crash anywhere leaves the mark, and the look is repea
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
+from pydicom.dataset import Dataset
 from sqlalchemy.engine import Connection
 
 from app.dicom import archive, uids
 from app.dicom.archive import HeldInstance, HeldSeries, HeldStudy
-from app.errors import ArchiveUnavailable
+from app.errors import ArchiveUnavailable, NotFound
 from app.fhir import resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping.codes import Json
@@ -48,8 +53,34 @@ def rebuild_one(at: Archive) -> bool:
 
 def look_at(at: Archive, dirty: Dirty) -> None:
     """Look at a study that was claimed, and publish what differs."""
+    Looking(at, dirty).end()
+
+
+class Looking:
+    """A look at a claimed study: it has been read, and what differs is on its way to the disk until it is ended.
+
+    Either raises what went wrong; the study then stays marked and is looked at again later.
+    """
+
+    __slots__ = ("_at", "_dirty", "_steps", "_written")
+
+    def __init__(self, at: Archive, dirty: Dirty, held: HeldStudy | None = None) -> None:
+        """`held` is the study's outline, if it was read since it was claimed."""
+        self._at, self._dirty, self._steps = at, dirty, _look(at, dirty, held)
+        with _postponed(at, dirty):
+            self._written = at.store.submit(next(self._steps))
+
+    def end(self) -> None:
+        """Wait until everything is written."""
+        with _postponed(self._at, self._dirty), suppress(StopIteration):
+            while True:
+                self._written = self._at.store.submit(self._steps.send(self._written.result()))
+
+
+@contextmanager
+def _postponed(at: Archive, dirty: Dirty) -> Generator[None]:
     try:
-        _look(at, dirty)
+        yield
     except ArchiveUnavailable:
         # That says nothing of the study: it is no failed attempt, and due as soon as the archive may be back.
         at.store.transact(lambda connection: sync.postpone(connection, dirty, AWAY_MS, dirty.attempts))
@@ -62,19 +93,33 @@ def look_at(at: Archive, dirty: Dirty) -> None:
         raise
 
 
-def _look(at: Archive, dirty: Dirty) -> None:
-    held = archive.outline(at.orthanc, dirty.orthanc_id)
+def outlined(at: Archive, some: Sequence[Dirty]) -> dict[str, HeldStudy]:
+    """The outlines of several studies that were claimed, as far as they can be read together, by the archive's ids."""
+    try:
+        return archive.outlines(at.orthanc, [one.orthanc_id for one in some]) if len(some) > 1 else {}
+    except (ArchiveUnavailable, NotFound):
+        # Each look finds out by itself.
+        return {}
+
+
+Work = Callable[[Connection], Any]
+"""What is written in one transaction."""
+
+
+def _look(at: Archive, dirty: Dirty, held: HeldStudy | None) -> Generator[Work, Any, None]:
+    """What is to be written, step by step; each step is told what came of the one before."""
+    held = held or archive.outline(at.orthanc, dirty.orthanc_id)
     if held is None:
-        at.store.transact(lambda connection: absences.absent(at.site, connection, dirty))
+        yield lambda connection: absences.absent(at.site, connection, dirty)
         return
     with at.store.read() as connection:
         before = sync.known(connection, dirty.orthanc_id)
     if before and before.digest == held.digest and before.missing_since is None:
-        at.store.transact(lambda connection: _same(connection, dirty, before, held.last_update))
+        yield partial(_same, dirty=dirty, row=before, last_update=held.last_update)
         return
     own = _described(at, held)
     look = Look(dirty, held, own, own)
-    while (lacking := at.store.transact(lambda connection, look=look: _publish(at.site, connection, look))) is not None:
+    while (lacking := (yield partial(_publish, at.site, look=look))) is not None:
         if isinstance(lacking, Basis):
             look = replace(look, made=_made(at.site, look, lacking))
         else:
@@ -94,14 +139,15 @@ class Basis:
 class Look:
     """What one study of the archive holds, and with `joined` the others that FHIR takes for the same study.
 
-    `made` is the resource, where it was made before the transaction, and what it depends on.
+    Those were read after they had been published with the digests noted here; whoever publishes one of them meanwhile
+    may have read it later. `made` is the resource, where it was made before the transaction, and what it depends on.
     """
 
     dirty: Dirty
     held: HeldStudy
     own: list[SeriesFacts]
     facts: list[SeriesFacts]
-    joined: frozenset[str] = frozenset()
+    joined: Mapping[str, str] = field(default_factory=dict[str, str])
     made: tuple[Basis, Own] | None = None
 
 
@@ -114,10 +160,15 @@ def _made(site: Site, look: Look, basis: Basis) -> tuple[Basis, Own]:
 
 
 def _described(at: Archive, held: HeldStudy) -> list[SeriesFacts]:
-    return described.facts(held, lambda one: at.headers.read(at.orthanc, one), at.site.settings.zone_of)
+    every = at.headers.read_all(at.orthanc, held) if described.reads_all(held) else {}
+
+    def read(one: HeldInstance) -> Dataset:
+        return every[one.orthanc_id] if one.orthanc_id in every else at.headers.read(at.orthanc, one)
+
+    return described.facts(held, read, at.site.settings.zone_of)
 
 
-def _with(at: Archive, own: list[SeriesFacts], others: frozenset[str]) -> list[SeriesFacts]:
+def _with(at: Archive, own: list[SeriesFacts], others: Iterable[str]) -> list[SeriesFacts]:
     """The series of several studies of the archive: a patient may have more than one number."""
     outlines = (archive.outline(at.orthanc, one) for one in sorted(others))
     read = [_described(at, one) for one in outlines if one]
@@ -130,11 +181,11 @@ def _same(connection: Connection, dirty: Dirty, row: Known, last_update: str) ->
         sync.clean(connection, dirty)
 
 
-def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] | Basis | None:
+def _publish(site: Site, connection: Connection, look: Look) -> dict[str, str] | Basis | None:
     """Write what differs, or tell what is lacking to do so.
 
-    That are the ids of other studies of the archive that belong to it and were not read yet; or what a large study has
-    to be made for, which everybody who writes would have to wait for.
+    That are other studies of the archive that belong to it and were not read since they were published; or what a
+    large study has to be made for, which everybody who writes would have to wait for.
     """
     held = look.held
     if not sync.owned(connection, look.dirty):
@@ -144,7 +195,7 @@ def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] |
     match = _matched(site, connection, look)
     patient_id, placeholder = matching.patient_for(connection, site, held, look.own[0].header, match)
     resource_id = orders.study_resource_id(held.uid, patient_id)
-    others = frozenset(studies.of_imaging_study(connection, resource_id)) - {held.orthanc_id}
+    others = _others(connection, held, resource_id)
     if others != look.joined:
         return others
     links = described.links(site, match.order, (resource_id, patient_id), look.facts)
@@ -159,6 +210,13 @@ def _publish(site: Site, connection: Connection, look: Look) -> frozenset[str] |
     resources.put_all(connection, [one for one in (placeholder, made[1], asked) if one is not None])
     _published(connection, look, basis, match, before)
     return None
+
+
+def _others(connection: Connection, held: HeldStudy, resource_id: str) -> dict[str, str]:
+    """The other studies that FHIR takes for the same one, with the digest of what was last published of each."""
+    ids = [one for one in studies.of_imaging_study(connection, resource_id) if one != held.orthanc_id]
+    known = (sync.known(connection, one) for one in ids)
+    return {one.orthanc_id: one.digest for one in known if one}
 
 
 def _question(connection: Connection, held: HeldStudy, basis: Basis, match: matching.Match) -> Own | None:

@@ -44,6 +44,18 @@ def facts(held: HeldStudy, read: Read, zone_of: ZoneOf | None = None) -> list[Se
     return imaging_study.speaking(made)
 
 
+def reads_all(held: HeldStudy) -> bool:
+    """Whether the header of every one of its several instances is read."""
+    if not 1 < held.count <= len(held.series) + max(HEADERS, TITLES):
+        return False
+    titled, second = {one.sop_uid for one in islice(_titled(held), TITLES)}, _second(held)
+    return all(
+        one in {series.first, series.last if series.orthanc_id in second else series.first} or one.sop_uid in titled
+        for series in held.series
+        for one in series.instances
+    )
+
+
 def together(series: Iterable[SeriesFacts]) -> list[SeriesFacts]:
     """Series of several studies that are one to FHIR: those of one UID are one series, each instance once."""
     found: dict[str, SeriesFacts] = {}

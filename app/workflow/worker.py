@@ -11,8 +11,10 @@ import secrets
 import socket
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections import deque
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 
 import structlog
@@ -25,7 +27,7 @@ from app.store.database import now
 from app.store.outbox import Claimed
 from app.store.sync import Dirty
 from app.workflow import arrivals, changes, evidence, reports, sweep
-from app.workflow.arrivals import Archive
+from app.workflow.arrivals import Archive, Looking
 
 log = structlog.get_logger(__name__)
 
@@ -42,10 +44,12 @@ SILENT_SECONDS = 3600
 """A worker of another machine that was silent for so long is forgotten."""
 LONGEST_PAUSE = 10.0
 THREADS = 8
-"""Studies looked at side by side: some are read while others wait for the disk. Requests at once are the archive's
-client's to limit."""
-AHEAD = 8
-"""So many more are claimed in advance, so that one transaction claims several."""
+"""Portions of studies looked at side by side: some are read while others wait for the disk. Requests at once are the
+archive's client's to limit."""
+BEHIND = 2
+"""So many studies of a portion are on their way to the disk while the next one is read."""
+PORTION = 8
+"""So many studies at most are read together; what has just happened waits for one portion at the longest."""
 
 Effects = Mapping[str, Callable[[Archive, Claimed], None]]
 EFFECTS: Effects = {
@@ -117,34 +121,61 @@ class Rebuilder:
     owner: str
     _threads: ThreadPoolExecutor = field(init=False)
     _running: set[Future[None]] = field(default_factory=set[Future[None]])
+    _closed: bool = False
 
     def __post_init__(self) -> None:
         """Threads are started when there is work."""
         self._threads = ThreadPoolExecutor(THREADS, "rebuild")
 
     def turn(self) -> int:
-        """Claim what is due and hand it to the threads; how many studies are under way."""
+        """Claim what is due and hand it to the threads; how many portions are under way."""
         self._running = {one for one in self._running if not one.done()}
-        if len(self._running) <= THREADS and self._is_due():
-            some = self.at.store.transact(lambda tx: sync.claim_some(tx, self.owner, AHEAD + THREADS))
-            self._running |= {self._threads.submit(self._look, one) for one in some}
+        free = THREADS - len(self._running)
+        if free >= THREADS // 2 and self._is_due():
+            some = self.at.store.transact(lambda tx: sync.claim_some(tx, self.owner, free * PORTION))
+            # What is to be looked at first is the first of its portion.
+            self._running |= {
+                self._threads.submit(self._look_at, some[one::free]) for one in range(min(free, len(some)))
+            }
         return len(self._running)
 
     def close(self) -> None:
         """Finish what is being looked at; what waits is given back."""
+        self._closed = True
         self._threads.shutdown(cancel_futures=True)
 
     def _is_due(self) -> bool:
         with self.at.store.read() as connection:
             return sync.is_due(connection)
 
-    def _look(self, dirty: Dirty) -> None:
-        try:
-            arrivals.look_at(self.at, dirty)
-        except ArchiveUnavailable:
-            log.warning("archive unavailable", loop="rebuild")
-        except Exception as error:  # noqa: BLE001 - the study stays marked and is looked at again
-            _failed("rebuild", error)
+    def _look_at(self, some: Sequence[Dirty]) -> None:
+        outlines = arrivals.outlined(self.at, some)
+        begun: deque[Looking] = deque()
+        for dirty in some:
+            if self._closed:
+                break
+            held = outlines.get(dirty.orthanc_id)
+            with _told():
+                begun.append(Looking(self.at, dirty, held))
+            # A large study waits for nothing: it takes memory.
+            self._end(begun, BEHIND if held else 0)
+        self._end(begun, 0)
+
+    def _end(self, begun: deque[Looking], left: int) -> None:
+        while len(begun) > left:
+            with _told():
+                begun.popleft().end()
+
+
+@contextmanager
+def _told() -> Generator[None]:
+    """What goes wrong is told: the study stays marked and is looked at again."""
+    try:
+        yield
+    except ArchiveUnavailable:
+        log.warning("archive unavailable", loop="rebuild")
+    except Exception as error:  # noqa: BLE001 - the others are looked at
+        _failed("rebuild", error)
 
 
 def rebuild_until(at: Archive, done: Callable[[], bool]) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 
+from app.dicom import archive
 from app.store import sync
 from app.store.tables import cursor, dirty_study, inbox, resource
 from app.workflow import arrivals, changes, sweep, worker
@@ -198,19 +199,10 @@ def test_a_worker_writes_few_versions_while_many_images_come(lite: Hospital) -> 
 
 @pytest.mark.case(47)
 def test_a_study_is_read_in_six_requests_and_its_next_image_in_two(lite: Hospital) -> None:
-    asked: list[str] = []
-    wire = lite.archive.orthanc._wire
-    send = wire.send
-
-    def counted(method: str, path: str, **more: Any) -> tuple[int, bytes]:
-        asked.append(path)
-        return send(method, path, **more)
-
-    wire.send = counted  # type: ignore[method-assign]
     for series in range(1, 5):
         lite.send(*(other_study(lite.image(number=number), "1.7.1", str(series)) for number in (1, 2)))
     lite.poll()
-    asked.clear()
+    asked = requests(lite)
     lite.rebuild()
     assert len(asked) == 6
     lite.send(other_study(lite.image(number=3), "1.7.1", "4"))
@@ -219,6 +211,56 @@ def test_a_study_is_read_in_six_requests_and_its_next_image_in_two(lite: Hospita
     lite.rebuild()
     assert len(asked) == 2
     assert lite.study("1.7.1")["numberOfInstances"] == 9
+
+
+def test_a_study_all_of_whose_headers_are_read_takes_three_requests(lite: Hospital) -> None:
+    lite.send(*(other_study(lite.image(number=number), "1.7.1", str(number)) for number in (1, 2, 3)))
+    lite.poll()
+    asked = requests(lite)
+    lite.rebuild()
+    assert len(asked) == 3
+    assert lite.study("1.7.1")["numberOfSeries"] == 3
+
+
+def test_studies_that_wait_together_are_read_together_and_alike(
+    lite: Hospital, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(archive, "SMALL", 3)
+    for study, images in (("1.7.1", 1), ("1.7.2", 3), ("1.7.3", 4), ("1.7.4", 1)):
+        lite.send(*(other_study(lite.image(number=one), study, str(one)) for one in range(images)))
+    small, three, large, gone = (lite.orthanc_id(f"1.7.{one}") for one in range(1, 5))
+    lite.delete("studies", gone)
+    asked = requests(lite)
+    found = archive.outlines(lite.archive.orthanc, [small, gone, large, three])
+    assert len(asked) == 2
+    assert found == {one: archive.outline(lite.archive.orthanc, one) for one in (small, three)}
+    assert archive.outline(lite.archive.orthanc, large) is not None
+
+
+@pytest.mark.case(47)
+def test_a_full_archive_is_taken_over_with_few_requests_and_each_study_once(both: Hospital) -> None:
+    both.send(*(other_study(both.image(), f"1.7.{number}") for number in range(40)))
+    both.poll()
+    both.hurry()
+    asked = requests(both)
+    worker.rebuild_until(both.archive, lambda: marks(both) == {})
+    # A header of each, and two for as many studies as a thread looks at.
+    assert len(asked) <= 40 + 2 * worker.THREADS
+    assert [one["meta"]["versionId"] for one in both.find("ImagingStudy")] == ["1"] * 40
+
+
+def requests(at: Hospital) -> list[str]:
+    """What the archive is asked from now on."""
+    asked: list[str] = []
+    wire = at.archive.orthanc._wire
+    send = wire.send
+
+    def counted(method: str, path: str, **more: Any) -> tuple[int, bytes]:
+        asked.append(path)
+        return send(method, path, **more)
+
+    wire.send = counted  # type: ignore[method-assign]
+    return asked
 
 
 @pytest.mark.case(2)

@@ -346,11 +346,7 @@ def test_a_study_under_two_numbers_of_one_patient_is_one_whatever_came_first(
 def test_when_one_of_two_goes_what_the_other_holds_stays(lite: Hospital) -> None:
     lite.send(*known_by_two_numbers(lite).values())
     lite.look()
-    by_number = {
-        lite.archive.orthanc.study(one.orthanc_id)["PatientMainDicomTags"]["PatientID"].strip(): one.orthanc_id
-        for one in lite.archive.orthanc.lookup(STUDY)
-        if one.level == "Study"
-    }
+    by_number = {number_of(lite, one): one for one in studies(lite)}
     lite.delete("studies", by_number["P-1"])
     disappears(lite)
     study = lite.study(STUDY)
@@ -359,6 +355,39 @@ def test_when_one_of_two_goes_what_the_other_holds_stays(lite: Hospital) -> None
     lite.delete("studies", by_number["P-9"])
     disappears(lite)
     assert lite.study(STUDY)["status"] == "unknown"
+
+
+@pytest.mark.case(12, 43)
+def test_what_was_published_of_the_second_while_the_first_was_looked_at_stays(lite: Hospital) -> None:
+    images = known_by_two_numbers(lite)
+    lite.send(*images.values())
+    lite.look()
+    wire, [second] = lite.archive.orthanc._wire, [one for one in studies(lite) if number_of(lite, one) == "P-9"]
+    send, later = wire.send, [lite.image(number=3, PatientID="P-9")]
+
+    def late(method: str, path: str, **more: Any) -> tuple[int, bytes]:
+        answer = send(method, path, **more)
+        if later and second.encode() in more.get("body", b"") and path == "/tools/bulk-content":
+            # The look at the first study has read the second one, to which an image comes that is published at once.
+            lite.send(later.pop())
+            lite.poll()
+            lite.rebuild()
+        return answer
+
+    lite.send(lite.image(number=4))
+    lite.poll()
+    wire.send = late  # type: ignore[method-assign]
+    lite.rebuild()
+    assert not later
+    assert lite.study(STUDY)["numberOfInstances"] == 4
+
+
+def studies(lite: Hospital) -> list[str]:
+    return [one.orthanc_id for one in lite.archive.orthanc.lookup(STUDY) if one.level == "Study"]
+
+
+def number_of(lite: Hospital, orthanc_id: str) -> str:
+    return lite.archive.orthanc.study(orthanc_id)["PatientMainDicomTags"]["PatientID"].strip()
 
 
 def disappears(lite: Hospital) -> None:

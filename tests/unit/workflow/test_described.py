@@ -54,6 +54,27 @@ def test_a_header_of_each_series_is_read_and_a_second_one_while_they_are_few(
     assert read_of(study(counts)) == headers
 
 
+@pytest.mark.parametrize(
+    ("counts", "sop_class", "every"),
+    [
+        ([1], CT, False),
+        ([2], CT, True),
+        ([3], CT, False),
+        ([1, 1, 1, 1, 1], CT, True),
+        ([2, 2], CT, True),
+        ([2, 2, 2], CT, False),
+        ([5], SR, True),
+        ([60], SR, False),
+    ],
+)
+def test_a_study_is_read_as_a_whole_when_no_header_of_it_would_be_spared(
+    counts: list[int], sop_class: str, every: bool
+) -> None:
+    held = study(counts, sop_class)
+    assert described.reads_all(held) is every
+    assert (sum(counts) > 1 and len(read_of(held)) == sum(counts)) is every
+
+
 def test_reports_are_read_for_their_titles_up_to_a_limit() -> None:
     assert len(read_of(study([20], SR))) == 20
     assert len(read_of(study([500], SR))) == described.TITLES + 1
