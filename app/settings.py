@@ -262,6 +262,11 @@ class Settings(BaseSettings):
         return self.orthanc_url or f"http://127.0.0.1:{self.orthanc_http_port}"
 
     @cached_property
+    def web_cache(self) -> Path:
+        """Where DICOMweb keeps what it has served."""
+        return self.data_dir / "cache" / "dicomweb"
+
+    @cached_property
     def viewer_dir(self) -> Path:
         """Where OHIF's files are."""
         return self.ohif_dir or Path("var/ohif")

@@ -16,6 +16,7 @@ from collections import OrderedDict
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from importlib.metadata import version
 from pathlib import Path
 from typing import Final
 
@@ -23,6 +24,8 @@ import structlog
 
 log = structlog.get_logger(__name__)
 
+PROGRAM: Final = version("isocenter")
+"""Part of the name of all that is made here: another version may make it otherwise."""
 HEAD: Final = struct.Struct("<4sIQ16s")
 """Mark, checksum of the content, its length, and what the name was made from."""
 MARK: Final = b"ISC1"
@@ -242,3 +245,7 @@ def _group(folder: str) -> Iterator[tuple[float, int, str]]:
                     os.unlink(entry.path)  # noqa: PTH108
                 else:
                     yield status.st_atime, status.st_size, entry.path
+
+
+OFF: Final = Cache(Path(), 0)
+"""Keeps nothing."""

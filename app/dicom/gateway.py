@@ -5,6 +5,7 @@ Neither path nor query nor header of a caller ever reaches the archive.
 
 from __future__ import annotations
 
+import dataclasses
 import threading
 import time
 from collections.abc import Callable
@@ -21,7 +22,10 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import accept, metadata, paths, qido, stow, wado
+from app.dicom import accept, paths, prepared, qido, stow, wado
+from app.dicom.ahead import Ahead
+from app.dicom.cache import OFF, Cache
+from app.dicom.flights import Flights
 from app.dicom.holdings import Holding, Holdings
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
@@ -31,7 +35,7 @@ from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
 from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotFound
 from app.store import studies
-from app.store.database import Store
+from app.store.database import Store, seen
 from app.store.studies import HeldStudy
 
 Authenticate = Callable[[Request], Access]
@@ -58,6 +62,8 @@ class Parts:
     """Hears the Orthanc id of a study that was stored into."""
     rules: stow.Rules = stow.RULES
     """What may be stored."""
+    cache: Cache = OFF
+    """Where what was served is kept."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,15 +86,18 @@ class Gateway:
         self.on_stored = parts.on_stored
         self.rules = parts.rules
         self.gate = Gate()
-        self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=3)
+        self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=4)
         self.upstream = Upstream(parts.url, parts.username, parts.password)
         self.holdings = Holdings(self.orthanc)
+        self.flights = Flights(parts.cache)
+        self.ahead = Ahead(self.orthanc, self.flights)
         self.renderer = wado.Renderer()
         self.trail = Trail(parts.audit)
 
     async def close(self) -> None:
         """Write what is still counted and let go of every connection."""
         await run_in_threadpool(self.trail.close)
+        await run_in_threadpool(self.flights.close)
         await self.upstream.close()
         self.orthanc.close()
 
@@ -112,7 +121,10 @@ class Gateway:
         if access.studies is not None and study_uid not in access.studies:
             raise Forbidden
         with self.store.read() as connection:
-            held = studies.with_uid(connection, study_uid)
+            known, key = seen(connection), ("held", study_uid)
+            held: list[HeldStudy] | None = known.get(key)
+            if held is None and (held := studies.with_uid(connection, study_uid)):
+                known[key] = held
         covered = [study for study in held if covers(access, action, study)]
         if len(covered) > 1:
             raise Conflict("this Study Instance UID was used for more than one patient: ask under one patient's grant")
@@ -170,13 +182,16 @@ class Gateway:
     def metadata(self, admitted: Admitted) -> bytes:
         """WADO-RS metadata of a study, a series or an instance."""
         _must_accept_json(admitted.request)
-        return orjson.dumps(metadata.read(self.orthanc, self.holding(admitted), admitted.target, admitted.base))
+        holding, target = self.holding(admitted), admitted.target
+        if target.series is not None and target.instance is None:
+            self.ahead.opened(holding, target.series)
+        return prepared.read(self.orthanc, self.flights.cache, holding, target, admitted.base)
 
     async def pixels(self, admitted: Admitted) -> Response:
         """WADO-RS instances, frames, renderings, bulk data."""
         target = admitted.target
         holding = self._kept(admitted) or await run_in_threadpool(self.holding, admitted)
-        way = Way(self.orthanc, self.upstream, admitted.base)
+        way = self._way(admitted, holding)
         if target.resource == "retrieve":
             return await wado.retrieve(way, admitted.request, holding, target)
         if target.resource in {"rendered", "thumbnail"}:
@@ -187,6 +202,17 @@ class Gateway:
         if target.resource == "bulkdata":
             return await wado.bulk_data(way, admitted.request, instance, target)
         return await wado.frames(way, admitted.request, instance, target)
+
+    def _way(self, admitted: Admitted, holding: Holding) -> Way:
+        series = holding.series.get(admitted.target.series or "")
+        instance = holding.instance(admitted.target.series, admitted.target.instance)
+
+        def follow(number: int) -> None:
+            if series is not None and instance is not None:
+                self.ahead.asked(series, instance, number)
+
+        way = Way(self.orthanc, self.upstream, admitted.base, self.flights, admitted.request, holding.versions)
+        return dataclasses.replace(way, follow=follow)
 
     async def stored(self, admitted: Admitted) -> Response:
         """STOW-RS: spool, check, forward, verify, answer."""
@@ -297,9 +323,9 @@ class Trail:
 class Service:
     """The gateway under one address that ends in /dicom-web, as an ASGI application: no framework stands before it."""
 
-    def __init__(self, gateway: Gateway, authenticate: Authenticate, base: Base) -> None:
-        """`base(request)` is the address as clients see it."""
-        self._gateway, self._authenticate, self._base = gateway, authenticate, base
+    def __init__(self, gateway: Gateway, authenticate: Authenticate, base: Base, *, in_loop: bool = False) -> None:
+        """`base(request)` is the address as clients see it. `in_loop`: who asks is known in microseconds."""
+        self._gateway, self._authenticate, self._base, self._in_loop = gateway, authenticate, base, in_loop
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
@@ -308,7 +334,10 @@ class Service:
 
     async def _serve(self, request: Request) -> Response:
         target = paths.parse(request.method, below(request.scope))
-        admitted = await run_in_threadpool(self._admit, request, target)
+        if self._in_loop:
+            admitted = self._admit(request, target)
+        else:
+            admitted = await run_in_threadpool(self._admit, request, target)
         return await _answer(self._gateway, admitted)
 
     def _admit(self, request: Request, target: Target) -> Admitted:
@@ -340,7 +369,7 @@ async def _answer(gateway: Gateway, admitted: Admitted) -> Response:
     except IsocenterError as error:
         await run_in_threadpool(_failed, gateway, admitted, error)
         raise
-    await run_in_threadpool(_read, gateway, admitted)
+    _read(gateway, admitted)
     return response
 
 

@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from app.dicom.orthanc import Json, Orthanc
@@ -82,6 +82,8 @@ class Holding:
     tags: Mapping[str, str]
     series: Mapping[str, Series]
     read_at: float
+    versions: Mapping[str, str] = field(default_factory=dict[str, str])
+    """The archive's name of each instance's file, by Orthanc id."""
 
     def instance(self, series_uid: str | None, sop_uid: str | None) -> Instance | None:
         """The instance, if it is in this series of this study."""
@@ -142,7 +144,8 @@ class Holdings:
         if tags.get("StudyInstanceUID") != study.study_uid:
             raise NotFound("the archive holds another study there")
         series = self._series(self._orthanc.series_of(study.orthanc_id), before)
-        holding = Holding(study.orthanc_id, study.study_uid, tags, series, began)
+        versions = {one.orthanc_id: one.version for each in series.values() for one in each.instances.values()}
+        holding = Holding(study.orthanc_id, study.study_uid, tags, series, began, versions)
         with self._lock:
             self._kept[study.orthanc_id] = holding
             self._kept.move_to_end(study.orthanc_id)

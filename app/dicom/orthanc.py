@@ -133,6 +133,10 @@ class Orthanc:
         body = {"Transcode": transfer_syntax, "Keep": kept, "Force": True}
         return self._send("POST", f"/instances/{instance_id}/modify", body=orjson.dumps(body))
 
+    def frame(self, instance_id: str, number: int) -> bytes:
+        """One frame as it is stored, counted from 0."""
+        return self._send("GET", f"/instances/{instance_id}/frames/{number}/raw")
+
     def file(self, instance_id: str) -> bytes:
         """The DICOM file as the archive holds it."""
         return self._send("GET", f"/instances/{instance_id}/file")

@@ -11,6 +11,7 @@ from sqlalchemy.engine import Connection
 from starlette.types import Receive, Scope, Send
 
 from app.dicom import stow
+from app.dicom.cache import Cache
 from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.multipart import Limits
 from app.dicom.stow import Rules
@@ -91,6 +92,7 @@ def _gateway(house: House) -> Gateway:
             house.audit,
             stored,
             rules=_rules(settings),
+            cache=Cache(settings.web_cache, settings.cache_mb << 20),
         )
     )
 
@@ -107,7 +109,9 @@ class DicomWeb:
         def in_session(request: Request) -> str:
             return f"{origin}/v/{request.path_params['session']}/dicom-web"
 
-        self._open = Service(desk, house.by_token(), lambda _: settings.dicomweb_base)
+        # A bearer token is found in memory on SQLite; a session's cookie may have its last use written.
+        in_loop = house.store.sqlite
+        self._open = Service(desk, house.by_token(), lambda _: settings.dicomweb_base, in_loop=in_loop)
         self._in_session = Service(desk, by_cookie, in_session)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:

@@ -6,7 +6,7 @@ import socket
 import threading
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from http.cookies import SimpleCookie
 from pathlib import Path
 
@@ -17,6 +17,7 @@ from fastapi.responses import JSONResponse
 
 from app.access import Access, parse_scopes
 from app.audit import Record
+from app.dicom.cache import Cache
 from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.orthanc import Orthanc
 from app.errors import IsocenterError, Unauthenticated
@@ -135,7 +136,8 @@ def serving(archive: Archive, folder: Path, public: str = "") -> Iterator[Runnin
     schema.migrate(store)
     records: list[Record] = []
     dirty: list[str] = []
-    gateway = Gateway(Parts(store, archive.url, archive.username, archive.password, records.append, dirty.append))
+    parts = Parts(store, archive.url, archive.username, archive.password, records.append, dirty.append)
+    gateway = Gateway(replace(parts, cache=Cache(folder / "cache", 64 << 20)))
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     url = public or address

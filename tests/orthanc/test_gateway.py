@@ -77,10 +77,13 @@ def test_what_ohif_asks_is_answered(client: httpx.Client) -> None:
     assert b"transfer-syntax=1.2.840.10008.1.2.1" in frame.content
 
 
-def test_every_answer_is_private_and_not_stored(client: httpx.Client) -> None:
-    for path in ("/dicom-web/studies", f"{STUDY}/metadata", f"{STUDY}{SERIES}{INSTANCE}/frames/1", f"{STUDY}/rendered"):
+def test_every_answer_is_private_and_only_pixels_may_be_kept_to_be_asked_for_again(client: httpx.Client) -> None:
+    kept, lists = "private, no-cache", "private, no-store"
+    pixels = {f"{STUDY}{SERIES}{INSTANCE}/frames/1": kept, f"{STUDY}/rendered": kept}
+    for path, expected in {"/dicom-web/studies": lists, f"{STUDY}/metadata": lists, **pixels}.items():
         response = client.get(path)
-        assert response.headers["cache-control"] == "private, no-store", path
+        assert response.headers["cache-control"] == expected, path
+        assert ("etag" in response.headers) == (expected == kept), path
         assert response.headers["vary"] == "Authorization, Cookie, Accept", path
 
 
