@@ -10,7 +10,7 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import orjson
 from msgspec.structs import replace
@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import accept, paths, prepared, qido, stow, wado
+from app.dicom import accept, finding, paths, prepared, qido, stow, wado
 from app.dicom.ahead import Ahead
 from app.dicom.cache import OFF, Cache
 from app.dicom.flights import Flights
@@ -39,6 +39,7 @@ from app.store.database import Store, seen
 from app.store.studies import HeldStudy
 
 Authenticate = Callable[[Request], Access]
+Answer = TypeVar("Answer")
 Base = Callable[[Request], str]
 
 MOUNT = b"/dicom-web"
@@ -60,6 +61,8 @@ class Parts:
     audit: Callable[[Record], None]
     on_stored: Callable[[str], None]
     """Hears the Orthanc id of a study that was stored into."""
+    catalogue: finding.Catalogue
+    """What searches are answered from."""
     rules: stow.Rules = stow.RULES
     """What may be stored."""
     cache: Cache = OFF
@@ -84,6 +87,7 @@ class Gateway:
         """Opens no connection yet."""
         self.store = parts.store
         self.on_stored = parts.on_stored
+        self.catalogue = parts.catalogue
         self.rules = parts.rules
         self.gate = Gate()
         self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=4)
@@ -155,29 +159,23 @@ class Gateway:
             return None
         return self.holdings.kept(study, target.series, target.instance)
 
-    def search(self, admitted: Admitted) -> bytes:
+    def search(self, admitted: Admitted) -> Response:
         """QIDO-RS: a list of what matches within the grant."""
-        _must_accept_json(admitted.request)
-        target = admitted.target
+        media_type = _must_accept_json(admitted.request)
+        target, access, action = admitted.target, admitted.access, Action("s", "ImagingStudy")
         query = qido.parse(target.level, admitted.request.url.query)
-        searcher = qido.Searcher(self.orthanc, admitted.base, query)
-        if target.level == "study":
-            return orjson.dumps(searcher.page(searcher.studies(self._searchable(admitted, query))))
-        if admitted.study is not None:
-            # A series just stored must be found, so the tree is read as it is now.
-            holdings = [self.holdings.read(admitted.study)]
-        else:
-            holdings = map(self.holdings.read, self._searchable(admitted, query))
-        rows = (row for holding in holdings for row in _below(searcher, holding, target))
-        return orjson.dumps(searcher.page(rows))
-
-    def _searchable(self, admitted: Admitted, query: qido.Query) -> list[HeldStudy]:
-        action = Action("s", "ImagingStudy")
-        uids = query.match.get("StudyInstanceUID", "")
-        one = uids if paths.UID.fullmatch(uids) else None
-        with self.store.read() as connection:
-            held = studies.candidates(connection, admitted.access, one)
-        return [study for study in held if covers(admitted.access, action, study)]
+        # A series just stored must be found, so the tree is read as it is now.
+        tree = admitted.study and finding.Tree(admitted.study, self.holdings.read(admitted.study))
+        shelf = finding.Shelf(
+            self.store,
+            self.orthanc,
+            self.catalogue,
+            access,
+            lambda study: covers(access, action, study),
+            admitted.base,
+        )
+        page = finding.find(shelf, query, target, tree)
+        return Response(page.body(), headers={**HEADERS, **page.headers()}, media_type=media_type)
 
     def metadata(self, admitted: Admitted) -> bytes:
         """WADO-RS metadata of a study, a series or an instance."""
@@ -242,14 +240,6 @@ class Gateway:
         request_id, ended = _request_id(admitted.request), "allowed" if outcome.stored else "failed"
         record = _record(admitted.access, admitted.target, admitted.study, ended, request_id)
         return replace(record, detail=outcome.detail())
-
-
-def _below(searcher: qido.Searcher, holding: Holding, target: Target) -> Any:
-    if target.level == "series":
-        return searcher.series(holding)
-    if target.series is not None and target.series not in holding.series:
-        raise NotFound("the study has no such series")
-    return searcher.instances(holding, target.series)
 
 
 def covers(access: Access, action: Action, study: HeldStudy) -> bool:
@@ -359,7 +349,7 @@ async def _answer(gateway: Gateway, admitted: Admitted) -> Response:
     try:
         match target.resource:
             case "search":
-                return _json(await run_in_threadpool(_audited, gateway, admitted, gateway.search))
+                return await run_in_threadpool(_audited, gateway, admitted, gateway.search)
             case "metadata":
                 return _json(await run_in_threadpool(_audited, gateway, admitted, gateway.metadata))
             case "store":
@@ -377,7 +367,7 @@ def _json(content: bytes) -> Response:
     return Response(content, media_type=JSON, headers=HEADERS)
 
 
-def _audited(gateway: Gateway, admitted: Admitted, work: Callable[[Admitted], bytes]) -> bytes:
+def _audited(gateway: Gateway, admitted: Admitted, work: Callable[[Admitted], Answer]) -> Answer:
     content = work(admitted)
     gateway.trail.add(
         _record(admitted.access, admitted.target, admitted.study, "allowed", _request_id(admitted.request))

@@ -81,7 +81,8 @@ def _times(text: str) -> tuple[datetime, datetime]:
     """The span that a TM value leaves open: 0830 is the whole minute (PS3.5 6.2)."""
     whole, point, fraction = text.replace(":", "").partition(".")
     digits = whole + fraction
-    if len(whole) not in {2, 4, 6} or not (digits.isascii() and digits.isdecimal()) or bool(point) != bool(fraction):
+    is_written = len(whole) == 6 and fraction if point else len(whole) in {2, 4, 6}
+    if not (is_written and digits.isascii() and digits.isdecimal()):
         raise ValueError("not a TM value")
     hour, minute, second = (int(whole[at : at + 2] or 0) for at in (0, 2, 4))
     start = DAY_ZERO.replace(hour=hour, minute=minute, second=min(second, 59))

@@ -1,357 +1,224 @@
-"""QIDO-RS answered from our own rows and the archive's main tags; no query is ever forwarded (PS3.18 section 10.6)."""
+"""What a QIDO-RS query string asks for; one that is not understood whole is refused (PS3.18 sections 8.3.4, 10.6)."""
 
 from __future__ import annotations
 
-import fnmatch
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
-from itertools import islice
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pydicom.datadict import dictionary_VR, keyword_for_tag, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_dict, keyword_for_tag, tag_for_keyword
 
-from app.dicom.holdings import Holding, Instance, Series
-from app.dicom.orthanc import Orthanc
+from app.dicom import criteria
+from app.dicom.criteria import KEYS, LIST, LISTS, Row, Wanted
+from app.dicom.dicomjson import element as element
+from app.dicom.dicomjson import tag as tag
+from app.dicom.matching import READERS
 from app.dicom.paths import Level
-from app.errors import BadRequest
-from app.store.studies import HeldStudy
-
-Json = dict[str, Any]
-Row = dict[str, Any]
+from app.errors import BadRequest, NotAcceptable
 
 MAX_RESULTS = 1000
-CHUNK = 200
-LIST = re.compile(r"[\\,]")
+MAX_FIELDS = 100
+MAX_VALUES = 1000
+"""A list of UIDs has at most so many."""
+MAX_LENGTH = 1024
+"""No value of an attribute that can be asked for is longer, but a list."""
+MAX_DEPTH = 4
 HEX_TAG = re.compile(r"[0-9A-Fa-f]{8}")
-DATE_RANGE = re.compile(r"(\d{8})?(-)?(\d{8})?")
-TIME_RANGE = re.compile(r"(\d{2,6}(?:\.\d{1,6})?)?(-)?(\d{2,6}(?:\.\d{1,6})?)?")
-
-STUDY_FIELDS = (
-    "StudyDate",
-    "StudyTime",
-    "AccessionNumber",
-    "InstanceAvailability",
-    "ModalitiesInStudy",
-    "ReferringPhysicianName",
-    "StudyDescription",
-    "PatientName",
-    "PatientID",
-    "PatientBirthDate",
-    "PatientSex",
-    "StudyInstanceUID",
-    "StudyID",
-    "NumberOfStudyRelatedSeries",
-    "NumberOfStudyRelatedInstances",
-)
-SERIES_FIELDS = (
-    "Modality",
-    "SeriesDescription",
-    "SeriesInstanceUID",
-    "SeriesNumber",
-    "SeriesDate",
-    "SeriesTime",
-    "BodyPartExamined",
-    "PerformedProcedureStepStartDate",
-    "PerformedProcedureStepStartTime",
-    "NumberOfSeriesRelatedInstances",
-    "StudyInstanceUID",
-)
-INSTANCE_FIELDS = (
-    "SOPClassUID",
-    "SOPInstanceUID",
-    "InstanceAvailability",
-    "InstanceNumber",
-    "NumberOfFrames",
-    "Rows",
-    "Columns",
-    "BitsAllocated",
-    "StudyInstanceUID",
-    "SeriesInstanceUID",
-)
-FIELDS: Mapping[Level, tuple[str, ...]] = {
-    "study": STUDY_FIELDS,
-    "series": SERIES_FIELDS,
-    "instance": INSTANCE_FIELDS,
-}
-IMAGE_FIELDS = ("Rows", "Columns", "BitsAllocated")
-"""Not among the archive's main tags: read per series, for instances that are returned."""
-
-STUDY_KEYS = frozenset(
-    {"StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName", "StudyDescription"}
-    | {"PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID", "StudyID"}
-)
-SERIES_KEYS = frozenset({"Modality", "SeriesInstanceUID", "SeriesNumber", "SeriesDescription", "BodyPartExamined"})
-INSTANCE_KEYS = frozenset({"SOPClassUID", "SOPInstanceUID", "InstanceNumber"})
-KEYS: Mapping[Level, frozenset[str]] = {
-    "study": STUDY_KEYS,
-    "series": STUDY_KEYS | SERIES_KEYS,
-    "instance": STUDY_KEYS | SERIES_KEYS | INSTANCE_KEYS,
-}
-# Filled only once the series of a study are known.
-LATE_KEYS = frozenset({"ModalitiesInStudy"})
+SHOWN = re.compile(r"[\w.]{1,64}", re.ASCII)
+EMPTY = '""'
+"""Asks for what has no value, if emptyvaluematching says so (PS3.4 C.2.2.2.7)."""
+JSON_TYPES = frozenset({"application/dicom+json", "application/json", "*/*"})
+CHARSETS = frozenset({"utf-8", "utf8", ""})
+SWITCHES = ("fuzzymatching", "emptyvaluematching", "multiplevaluematching")
 
 
 @dataclass(frozen=True, slots=True)
 class Query:
     """What to match, which attributes to add, and which page."""
 
-    match: Mapping[str, str]
-    include: frozenset[str]
-    limit: int
-    offset: int
+    level: Level
+    wanted: tuple[Wanted, ...] = ()
+    include: frozenset[str] = frozenset()
+    everything: bool = False
+    """`includefield=all`"""
+    limit: int = MAX_RESULTS
+    offset: int = 0
     fuzzy: bool = False
 
-    def matches(self, row: Row, keys: Iterable[str]) -> bool:
-        """Whether the row meets every one of these keys that the query names."""
-        return all(_matches(key, self.match[key], row.get(key)) for key in keys if key in self.match)
+    def at(self, *levels: Level) -> tuple[Wanted, ...]:
+        """The keys of these levels."""
+        return tuple(one for one in self.wanted if any(one.path[0] in KEYS[level] for level in levels))
+
+    def needs(self, level: Level, source: criteria.Source) -> bool:
+        """Whether a key of the level can only be answered by this source."""
+        return any(KEYS[level].get(one.path[0]) == source for one in self.wanted)
+
+    def meets(self, row: Row, level: Level) -> bool:
+        """Whether a row meets every key of the level."""
+        return criteria.meets(row, self.at(level))
+
+    def asks_for(self, row: Row) -> set[str]:
+        """The attributes of a row to be sent besides the required ones."""
+        return {one for one in row if self.everything or one in self.include}
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A query string as far as it was read."""
+
+    level: Level
+    values: dict[tuple[str, ...], list[str]] = field(default_factory=dict[tuple[str, ...], list[str]])
+    include: set[str] = field(default_factory=set[str])
+    numbers: dict[str, int] = field(default_factory=dict[str, int])
+    switches: dict[str, bool] = field(default_factory=dict[str, bool])
 
 
 def parse(level: Level, query_string: str) -> Query:
     """The query of a request; anything it does not know is refused, since ignoring it would widen the answer."""
-    match: dict[str, str] = {}
-    include: set[str] = set()
-    page = {"limit": MAX_RESULTS, "offset": 0}
-    fuzzy = False
     try:
-        pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=100, errors="strict")
+        pairs = parse_qsl(query_string, keep_blank_values=True, max_num_fields=MAX_FIELDS, errors="strict")
     except ValueError as error:
-        raise BadRequest("the query cannot be read") from error
+        raise BadRequest(f"the query is not percent-encoded UTF-8 with at most {MAX_FIELDS} parameters") from error
+    reading = _Reading(level)
     for name, value in pairs:
-        if name == "includefield":
-            include |= _include(level, value)
-        elif name in page:
-            page[name] = _number(name, value)
-        elif name == "fuzzymatching":
-            fuzzy = _boolean(name, value)
-        else:
-            _add(match, _key(level, name), value)
-    return Query(match, frozenset(include), min(page["limit"], MAX_RESULTS), page["offset"], fuzzy)
+        if "\0" in name + value:
+            raise BadRequest("a query parameter has no NUL character")
+        PARAMETERS.get(name, _match)(reading, name, value)
+    wanted = tuple(found for path, values in reading.values.items() if (found := _wanted(path, values, reading)))
+    # What was asked for is told, with or without a value (PS3.18 section 10.6.3.3).
+    include = frozenset(reading.include | {path[0] for path in reading.values})
+    limit, offset = min(reading.numbers.get("limit", MAX_RESULTS), MAX_RESULTS), reading.numbers.get("offset", 0)
+    fuzzy = reading.switches.get("fuzzymatching", False)
+    return Query(level, wanted, include - {"all"}, "all" in include, limit, offset, fuzzy)
 
 
-def _key(level: Level, name: str) -> str:
-    keyword = _keyword(name)
-    if keyword not in KEYS[level]:
-        raise BadRequest(f"{level} searches do not know one of the query parameters")
-    return keyword
+# --- what shapes the answer -----------------------------------------------------------------------------------------
+
+
+def _number(reading: _Reading, name: str, value: str) -> None:
+    _once(name, reading.numbers)
+    if not re.fullmatch(r"[0-9]{1,9}", value):
+        raise BadRequest(f"{name} is not a whole number")
+    reading.numbers[name] = int(value)
+
+
+def _switch(reading: _Reading, name: str, value: str) -> None:
+    _once(name, reading.switches)
+    if value not in {"true", "false"}:
+        raise BadRequest(f"{name} is true or false")
+    reading.switches[name] = value == "true"
+
+
+def _include(reading: _Reading, _name: str, value: str) -> None:
+    for named in filter(None, value.split(",")):
+        if named == "all":
+            reading.include.add("all")
+            continue
+        try:
+            reading.include.add(_path(named)[0])
+        except BadRequest as error:
+            raise BadRequest(f"includefield names what is no attribute of the standard: {_shown(named)}") from error
+
+
+def _accept(_reading: _Reading, _name: str, value: str) -> None:
+    offered = {one.partition(";")[0].strip() for one in value.split(",")}
+    if not offered & JSON_TYPES:
+        raise NotAcceptable("this is sent as application/dicom+json")
+
+
+def _charset(_reading: _Reading, _name: str, value: str) -> None:
+    if value.lower() not in CHARSETS:
+        raise NotAcceptable("this is sent in UTF-8")
+
+
+def _once(name: str, given: Mapping[str, Any]) -> None:
+    if name in given:
+        raise BadRequest(f"{name} is given twice")
+
+
+# --- what must match ------------------------------------------------------------------------------------------------
+
+
+def _match(reading: _Reading, name: str, value: str) -> None:
+    try:
+        path = _path(name)
+    except BadRequest as error:
+        raise BadRequest(f"{reading.level} searches do not know the parameter {_shown(name)}") from error
+    if path[0] not in criteria.known(reading.level):
+        raise BadRequest(f"{reading.level} searches cannot match {'.'.join(path)}")
+    if (dictionary_VR(path[-1]) == "SQ") or any(dictionary_VR(one) != "SQ" for one in path[:-1]):
+        raise BadRequest(f"{'.'.join(path)} does not name a value: that is sequence.attribute")
+    if path in reading.values and not path[-1].endswith("UID"):
+        raise BadRequest(f"{'.'.join(path)} is given twice")
+    reading.values.setdefault(path, []).append(value)
+
+
+def _wanted(path: tuple[str, ...], given: list[str], reading: _Reading) -> Wanted | None:
+    """The key; None when it restricts nothing."""
+    keyword = path[-1]
+    if given == [EMPTY] and reading.switches.get("emptyvaluematching"):
+        return Wanted(path, ())
+    is_list = keyword in LISTS or dictionary_VR(keyword) == "UI"
+    if not is_list and dictionary_VR(keyword) not in READERS and reading.switches.get("multiplevaluematching"):
+        values = [one for value in given for one in value.split("\\")]
+    else:
+        values = [one for value in given for one in LIST.split(value)] if is_list else given
+    values = [stripped for value in values if (stripped := value.strip(" "))]
+    if not values or any(criteria.is_universal(keyword, value) for value in values):
+        return None
+    _check(keyword, values)
+    return Wanted(path, tuple(dict.fromkeys(values)))
+
+
+def _check(keyword: str, values: list[str]) -> None:
+    if len(values) > MAX_VALUES or any(len(value) > MAX_LENGTH for value in values):
+        raise BadRequest(f"{keyword} has too many values, or a value that is longer than any there is")
+    for value in values:
+        criteria.check(keyword, value)
+
+
+def _path(name: str) -> tuple[str, ...]:
+    """Keywords of an attribute and of the sequences it stands in."""
+    steps = name.split(".")
+    if len(steps) > MAX_DEPTH:
+        raise BadRequest
+    return tuple(_keyword(step) for step in steps)
 
 
 def _keyword(name: str) -> str:
-    return keyword_for_tag(int(name, 16)) if HEX_TAG.fullmatch(name) else name
-
-
-def _add(match: dict[str, str], keyword: str, value: str) -> None:
-    if not keyword.endswith("UID"):
-        if keyword in match:
-            raise BadRequest(f"{keyword} is given twice")
-        _check(keyword, value)
-        match[keyword] = value
-    elif keyword in match:
-        match[keyword] += f",{value}"
+    if HEX_TAG.fullmatch(name):
+        number = int(name, 16)
+        found = keyword_for_tag(number) if dictionary_has_tag(number) else ""
     else:
-        match[keyword] = value
+        found = name if tag_for_keyword(name) is not None else _spelled().get(name.lower(), "")
+    if not found:
+        raise BadRequest("there is no such attribute")
+    return found
 
 
-def _check(keyword: str, value: str) -> None:
-    pattern = {"DA": DATE_RANGE, "TM": TIME_RANGE}.get(dictionary_VR(keyword))
-    if pattern is not None and value not in {"", "*"} and not _range(pattern, value):
-        raise BadRequest(f"{keyword} is not a value or range that can be read")
+def _spelled() -> Mapping[str, str]:
+    """The keywords by themselves in lower case: names are understood in any case."""
+    if not _SPELLED:
+        _SPELLED.update({keyword.lower(): keyword for keyword in keyword_dict if keyword})
+    return _SPELLED
 
 
-def _range(pattern: re.Pattern[str], value: str) -> tuple[str, str] | None:
-    found = pattern.fullmatch(value)
-    if found is None or not (found[1] or found[3]) or (found[1] and found[3] and not found[2]):
-        return None
-    low, dash, high = found[1] or "", found[2], found[3] or ""
-    return (low, high) if dash else (low, low)
+_SPELLED: dict[str, str] = {}
 
 
-def _include(level: Level, value: str) -> set[str]:
-    named = {_keyword(name) for name in value.split(",") if name}
-    if "all" in named:
-        return {"all"}
-    if any(tag_for_keyword(keyword) is None for keyword in named):
-        raise BadRequest("includefield names an attribute that DICOM does not have")
-    return named - set(FIELDS[level])
+def _shown(name: str) -> str:
+    return name if SHOWN.fullmatch(name) else "(unprintable)"
 
 
-def _number(name: str, value: str) -> int:
-    if not re.fullmatch(r"[0-9]{1,9}", value):
-        raise BadRequest(f"{name} is not a number")
-    return int(value)
-
-
-def _boolean(name: str, value: str) -> bool:
-    if value not in {"true", "false"}:
-        raise BadRequest(f"{name} is true or false")
-    return value == "true"
-
-
-def _matches(keyword: str, wanted: str, value: Any) -> bool:
-    if wanted in {"", "*"}:
-        return True
-    if keyword.endswith("UID"):
-        return value in LIST.split(wanted)
-    values = value if isinstance(value, list) else [value]
-    if keyword in {"Modality", "ModalitiesInStudy"}:
-        return not set(LIST.split(wanted)).isdisjoint(values)
-    return any(_text_matches(keyword, wanted, "" if one is None else str(one).strip()) for one in values)
-
-
-def _text_matches(keyword: str, wanted: str, text: str) -> bool:
-    vr = dictionary_VR(keyword)
-    if vr in {"DA", "TM"}:
-        low, high = _range(DATE_RANGE if vr == "DA" else TIME_RANGE, wanted) or ("", "")
-        return bool(text) and (not low or text >= low) and (not high or text[: len(high)] <= high)
-    if vr == "IS":
-        return text == wanted.strip()
-    # This translation is atomic between stars, so that no pattern of a caller takes exponential time.
-    pattern = fnmatch.translate(wanted.replace("[", "[[]"))
-    groups = text.split("=") if vr == "PN" else []
-    flags = re.IGNORECASE if vr == "PN" else 0
-    return any(re.match(pattern, group.strip(), flags) for group in [text, *groups])
-
-
-@dataclass(frozen=True, slots=True)
-class Searcher:
-    """What a search needs: the archive, the base of URLs, and the query."""
-
-    orthanc: Orthanc
-    base: str
-    query: Query
-
-    def page(self, rows: Iterator[Json]) -> list[Json]:
-        """The part of the matches that was asked for."""
-        return list(islice(rows, self.query.offset, self.query.offset + self.query.limit))
-
-    def studies(self, held: Sequence[HeldStudy]) -> Iterator[Json]:
-        """The studies that match, of those the caller may see."""
-        for start in range(0, len(held), CHUNK):
-            rows = self._study_rows(held[start : start + CHUNK])
-            for row in rows:
-                if self.query.matches(row, LATE_KEYS):
-                    yield self._json("study", row, f"/studies/{row['StudyInstanceUID']}")
-
-    def series(self, holding: Holding) -> Iterator[Json]:
-        """The series that match, of one study."""
-        study = study_row(holding)
-        if not self.query.matches(study, STUDY_KEYS):
-            return
-        for series in holding.series.values():
-            row = study | series_row(series)
-            if self.query.matches(row, SERIES_KEYS):
-                yield self._json("series", row, f"/studies/{holding.study_uid}/series/{series.uid}")
-
-    def instances(self, holding: Holding, series_uid: str | None = None) -> Iterator[Json]:
-        """The instances that match, of one study or one of its series."""
-        study = study_row(holding)
-        if not self.query.matches(study, STUDY_KEYS):
-            return
-        for series in holding.series.values():
-            row = study | series_row(series)
-            if series_uid in {None, series.uid} and self.query.matches(row, SERIES_KEYS):
-                yield from self._instances(row, series)
-
-    def _instances(self, above: Row, series: Series) -> Iterator[Json]:
-        rows = [(instance, above | instance_row(instance)) for instance in series.instances.values()]
-        rows = [(instance, row) for instance, row in rows if self.query.matches(row, INSTANCE_KEYS)]
-        images = self.orthanc.series_tags(series.orthanc_id) if rows else {}
-        for instance, row in rows:
-            image = images.get(instance.orthanc_id, {})
-            row |= {keyword: image[keyword] for keyword in IMAGE_FIELDS if keyword in image}
-            path = f"/studies/{row['StudyInstanceUID']}/series/{series.uid}/instances/{instance.sop_uid}"
-            yield self._json("instance", row, path)
-
-    def _study_rows(self, held: Sequence[HeldStudy]) -> list[Row]:
-        early = STUDY_KEYS - LATE_KEYS
-        contents = self.orthanc.bulk_content("Study", [study.orthanc_id for study in held], metadata=False)
-        by_id = {content["ID"]: content for content in contents}
-        found: list[tuple[Row, list[str]]] = []
-        for study in held:
-            content = by_id.get(study.orthanc_id)
-            if content is None:
-                continue
-            row = content["PatientMainDicomTags"] | content["MainDicomTags"]
-            if row.get("StudyInstanceUID") == study.study_uid and self.query.matches(row, early):
-                found.append((row, content["Series"]))
-        series_ids = [series_id for _, ids in found for series_id in ids]
-        series = {one["ID"]: one for one in self.orthanc.bulk_content("Series", series_ids, metadata=False)}
-        for row, ids in found:
-            own = [series[series_id] for series_id in ids if series_id in series]
-            modalities = {one["MainDicomTags"].get("Modality", "") for one in own}
-            row |= _counted(modalities, len(own), sum(len(one["Instances"]) for one in own))
-        return [row for row, _ in found]
-
-    def _json(self, level: Level, row: Row, path: str) -> Json:
-        fields = set(FIELDS[level]) | (set(row) if "all" in self.query.include else self.query.include & set(row))
-        answer = {tag(keyword): element(keyword, row.get(keyword)) for keyword in fields}
-        answer[tag("RetrieveURL")] = element("RetrieveURL", self.base + path)
-        return dict(sorted(answer.items()))
-
-
-def study_row(holding: Holding) -> Row:
-    """What a study tells of itself."""
-    modalities = {series.tags.get("Modality", "") for series in holding.series.values()}
-    counts = _counted(modalities, len(holding.series), len(holding.instances()))
-    return {**holding.tags, **counts}
-
-
-def _counted(modalities: set[str], series: int, instances: int) -> Row:
-    return {
-        "ModalitiesInStudy": sorted(modalities - {""}),
-        "NumberOfStudyRelatedSeries": series,
-        "NumberOfStudyRelatedInstances": instances,
-        "InstanceAvailability": "ONLINE",
-    }
-
-
-def series_row(series: Series) -> Row:
-    """What a series tells of itself."""
-    return {**series.tags, "NumberOfSeriesRelatedInstances": len(series.instances)}
-
-
-def instance_row(instance: Instance) -> Row:
-    """What an instance tells of itself, but for its image attributes."""
-    return {**instance.tags, "SOPClassUID": instance.sop_class, "InstanceAvailability": "ONLINE"}
-
-
-def tag(keyword: str) -> str:
-    """The tag as DICOM JSON writes it."""
-    number = tag_for_keyword(keyword)
-    if number is None:
-        raise BadRequest("no such attribute")
-    return f"{number:08X}"
-
-
-def element(keyword: str, value: Any) -> Json:
-    """One attribute of DICOM JSON; without a value it has only its VR (PS3.18 F.2.5)."""
-    vr = dictionary_VR(keyword)
-    vr = vr.split(" ", 1)[0]
-    values = value if isinstance(value, list) else [] if value in {None, ""} else _split(vr, value)
-    converted = [_value(vr, one) for one in values]
-    return {"vr": vr, "Value": converted} if converted else {"vr": vr}
-
-
-def _split(vr: str, value: Any) -> list[Any]:
-    single = vr in {"LT", "ST", "UT", "UR"} or not isinstance(value, str)
-    return [value] if single else value.split("\\")
-
-
-def _value(vr: str, value: Any) -> Any:
-    text = str(value).strip()
-    if vr == "PN":
-        names = ("Alphabetic", "Ideographic", "Phonetic")
-        return {name: group for name, group in zip(names, text.split("="), strict=False) if group}
-    if vr in {"IS", "US", "UL", "SS", "SL"} and text.lstrip("+-").isdecimal():
-        return int(text)
-    if vr in {"DS", "FD", "FL"}:
-        return _decimal(text)
-    return text
-
-
-def _decimal(text: str) -> float | str:
-    try:
-        return float(text)
-    except ValueError:
-        return text
+Parameter = Callable[[_Reading, str, str], None]
+PARAMETERS: Mapping[str, Parameter] = {
+    "includefield": _include,
+    "limit": _number,
+    "offset": _number,
+    **dict.fromkeys(SWITCHES, _switch),
+    "accept": _accept,
+    "charset": _charset,
+}
+"""What is no attribute; all else is a key to match."""

@@ -16,7 +16,7 @@ from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.multipart import Limits
 from app.dicom.stow import Rules
 from app.errors import BadRequest
-from app.fhir import resources
+from app.fhir import catalogue, resources
 from app.fhir.mapping import report, worklist
 from app.main import demo_ehr, http, launches
 from app.main.house import House
@@ -91,6 +91,7 @@ def _gateway(house: House) -> Gateway:
             password,
             house.audit,
             stored,
+            catalogue.of(house.site.worklist),
             rules=_rules(settings),
             cache=Cache(settings.web_cache, settings.cache_mb << 20),
         )

@@ -9,7 +9,6 @@ from typing import Any
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
-from app.access import Access
 from app.store.database import now, run, run_many, upsert
 from app.store.tables import instance, stow, study
 
@@ -50,18 +49,6 @@ INSERT_MEMBER = (
 def with_uid(connection: Connection, study_uid: str) -> list[HeldStudy]:
     """Every study that carries the UID: more than one when it was used for two patients."""
     return _held(connection, sa.select(*COLUMNS).where(study.c.study_uid == study_uid, study.c.missing_since.is_(None)))
-
-
-def candidates(connection: Connection, access: Access, study_uid: str | None = None) -> list[HeldStudy]:
-    """The studies a search of this caller may have to look at, in a stable order; `decide` has the last word."""
-    statement = sa.select(*COLUMNS).where(study.c.missing_since.is_(None))
-    if study_uid is not None:
-        statement = statement.where(study.c.study_uid == study_uid)
-    if access.studies is not None:
-        statement = statement.where(study.c.study_uid.in_(access.studies))
-    if all(scope.context == "patient" for scope in access.scopes):
-        statement = statement.where(study.c.patient_id == access.patient_id)
-    return _held(connection, statement.order_by(study.c.study_uid, study.c.orthanc_id))
 
 
 def put(connection: Connection, held: HeldStudy, *, digest: str, complete: bool = False, instances: int = 0) -> None:

@@ -21,15 +21,18 @@ from app.dicom.cache import Cache
 from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.orthanc import Orthanc
 from app.errors import IsocenterError, Unauthenticated
-from app.store import schema, studies
+from app.fhir import catalogue, resources
+from app.settings import Settings
+from app.store import schema, sync
 from app.store.database import Store
-from app.store.studies import HeldStudy
+from app.workflow import arrivals, site
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.phantoms import image, part10
 from tests.processes import wait_until
 
 # Granted, another of the same patient (whose UID begins alike), another patient's, and one UID of two patients.
 U, V, Z, TWIN = "1.2.3", "1.2.34", "1.2.5", "1.2.7"
+SITE = site.of(Settings())
 STUDIES = ((U, "A", "p1"), (V, "A", "p1"), (Z, "B", "p2"), (TWIN, "A", "p1"), (TWIN, "B", "p2"))
 
 
@@ -83,15 +86,30 @@ class Running:
 
 def fill(archive: Orthanc, store: Store) -> None:
     for study_uid, mrn, patient_id in STUDIES:
-        orthanc_id = ""
         for series in (1, 2):
             for number in (1, 2):
                 uid = f"{study_uid}.{series}"
                 dataset = image(mrn=mrn, study=study_uid, series=uid, instance=f"{uid}.{number}", frames=3)
                 dataset.SeriesNumber = series
-                orthanc_id = archive.store(part10(dataset)).study_orthanc_id
-        held = HeldStudy(orthanc_id, study_uid, f"study-{study_uid}-{patient_id}", patient_id)
-        store.transact(lambda connection, held=held: studies.put(connection, held, digest="d"))
+                archive.store(part10(dataset))
+        identifier = {"system": "urn:isocenter:mrn", "value": mrn}
+        name = {"family": "Patient", "given": [mrn]}
+        register(store, patient_id, identifier=[identifier], name=[name], birthDate="1970-01-01", gender="other")
+    publish(archive, store)
+
+
+def register(store: Store, patient_id: str, **elements: object) -> None:
+    """A Patient as a client registers one."""
+    patient = {"resourceType": "Patient", "id": patient_id, **elements}
+    store.transact(lambda connection: resources.put(connection, patient, cause="test"))
+
+
+def publish(archive: Orthanc, store: Store) -> None:
+    """Tell of every study that the archive holds, as the worker does."""
+    at = site.Archive(store, archive, SITE)
+    store.transact(lambda connection: sync.mark(connection, list(archive.study_ids()), "test"))
+    while arrivals.rebuild_one(at):
+        pass
 
 
 def by_bearer(request: Request) -> Access:
@@ -136,7 +154,8 @@ def serving(archive: Archive, folder: Path, public: str = "") -> Iterator[Runnin
     schema.migrate(store)
     records: list[Record] = []
     dirty: list[str] = []
-    parts = Parts(store, archive.url, archive.username, archive.password, records.append, dirty.append)
+    known = catalogue.of(SITE.worklist)
+    parts = Parts(store, archive.url, archive.username, archive.password, records.append, dirty.append, known)
     gateway = Gateway(replace(parts, cache=Cache(folder / "cache", 64 << 20)))
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 
-import msgspec
 import sqlalchemy as sa
 
-from app.access import Access, parse_scopes
 from app.store import studies
 from app.store.database import Store
 from app.store.studies import HeldInstance, HeldStudy, Stowed
@@ -23,26 +21,11 @@ def fill(store: Store, *held: HeldStudy) -> None:
         store.transact(lambda connection, one=one: studies.put(connection, one, digest="d"))
 
 
-def access(scope: str, **bounds: object) -> Access:
-    return Access("app", scopes=parse_scopes(scope)[0], **bounds)  # type: ignore[arg-type]
-
-
 def test_a_uid_of_two_patients_names_two_studies(store: Store) -> None:
     fill(store, MINE, TWIN, OTHER)
     with store.read() as connection:
         assert sorted(studies.with_uid(connection, "1.2.3"), key=lambda one: one.orthanc_id) == [MINE, TWIN]
         assert studies.with_uid(connection, "1.2") == []
-
-
-def test_a_search_looks_only_where_the_grant_may_reach(store: Store) -> None:
-    fill(store, MINE, TWIN, OTHER)
-    patient = access("patient/ImagingStudy.rs", patient_id="p1")
-    bound = msgspec.structs.replace(patient, studies=frozenset({"1.2.4"}))
-    with store.read() as connection:
-        assert studies.candidates(connection, patient) == [MINE, OTHER]
-        assert studies.candidates(connection, patient, "1.2.3") == [MINE]
-        assert studies.candidates(connection, bound) == [OTHER]
-        assert studies.candidates(connection, access("system/ImagingStudy.rs")) == [MINE, TWIN, OTHER]
 
 
 def test_a_missing_study_is_not_found_until_it_is_back(store: Store) -> None:

@@ -17,9 +17,9 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from app.audit import Record
-from app.dicom.gateway import Gateway, Parts
-from app.dicom.gateway import routes as gateway_routes
+from app.dicom.gateway import Gateway, Parts, Service
 from app.errors import IsocenterError
+from app.fhir import catalogue
 from app.settings import Settings
 from app.smart import clients, launches, users
 from app.smart import server as smart
@@ -29,6 +29,7 @@ from app.smart.users import User
 from app.store.database import Store
 from app.viewer import launch, registration, sessions
 from app.viewer.routes import routes
+from app.workflow import site
 from tests.processes import wait_until
 
 STUDY = "1.2.840.10008.99.1"
@@ -91,7 +92,7 @@ def application(settings: Settings, store: Store, records: list[Record], gateway
     def base(request: Request) -> str:
         return f"{settings.public_url}/v/{request.path_params['session']}/dicom-web"
 
-    app.include_router(gateway_routes(gateway, by_cookie, base), prefix="/v/{session}/dicom-web")
+    app.mount("/v/{session}/dicom-web", Service(gateway, by_cookie, base))
     http = launch.own_server(settings)
     app.include_router(routes(store=store, settings=settings, http=http, audit=records.append))
     return app
@@ -114,7 +115,8 @@ def serving(store: Store, folder: Path, viewer: Path, archive: tuple[str, str, s
     store.transact(lambda connection: clients.ensure_client(connection, ehr))
     reader = User("rita", "Rita Local", "radiologist", "Practitioner/rita")
     store.transact(lambda connection: users.add(connection, reader, PASSWORD))
-    gateway = Gateway(Parts(store, *archive, records.append, lambda _study: None))
+    known = catalogue.of(site.of(settings).worklist)
+    gateway = Gateway(Parts(store, *archive, records.append, lambda _study: None, known))
     config = uvicorn.Config(application(settings, store, records, gateway), log_level="warning")
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)

@@ -1,0 +1,64 @@
+"""Attributes as the DICOM JSON Model writes them (PS3.18 Annex F)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from pydicom.datadict import dictionary_VR, tag_for_keyword
+
+from app.errors import BadRequest
+
+Json = dict[str, Any]
+
+GROUPS = ("Alphabetic", "Ideographic", "Phonetic")
+WHOLE = frozenset({"IS", "US", "UL", "SS", "SL", "UV", "SV"})
+DECIMAL = frozenset({"DS", "FD", "FL"})
+SINGLE = frozenset({"LT", "ST", "UT", "UR"})
+"""VRs in which a backslash is just a sign."""
+
+
+def tag(keyword: str) -> str:
+    """The tag as DICOM JSON writes it."""
+    number = tag_for_keyword(keyword)
+    if number is None:
+        raise BadRequest("no such attribute")
+    return f"{number:08X}"
+
+
+def element(keyword: str, value: Any) -> Json:
+    """One attribute; without a value it has only its VR (PS3.18 F.2.5). What is written already stays as it is."""
+    if isinstance(value, dict):
+        return cast("Json", value)
+    vr = dictionary_VR(keyword).split(" ", 1)[0]
+    values = value if isinstance(value, list) else [] if value is None or value == "" else _split(vr, value)
+    converted = [_value(vr, one) for one in values]
+    return {"vr": vr, "Value": converted} if converted else {"vr": vr}
+
+
+def item(attributes: Mapping[str, Any]) -> Json:
+    """Attributes by keyword as one object, in the order of their tags."""
+    return dict(sorted((tag(keyword), element(keyword, value)) for keyword, value in attributes.items()))
+
+
+def _split(vr: str, value: Any) -> list[Any]:
+    is_one = vr in SINGLE or not isinstance(value, str)
+    return [value] if is_one else value.split("\\")
+
+
+def _value(vr: str, value: Any) -> Any:
+    if vr == "SQ":
+        return item(value)
+    text = str(value).strip(" \0")
+    if vr == "PN":
+        return {name: group for name, group in zip(GROUPS, text.split("="), strict=False) if group}
+    if vr in WHOLE and text.lstrip("+-").isdecimal():
+        return int(text)
+    return _decimal(text) if vr in DECIMAL else text
+
+
+def _decimal(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text

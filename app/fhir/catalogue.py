@@ -1,0 +1,192 @@
+"""DICOMweb searches on what is stored: their keys as conditions of the index, and studies in DICOM's words.
+
+What the conditions find may be more than matches: names and numbers are compared exactly by whoever asked. It is never
+less, and never more than the grant covers (docs/decisions/0080).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from typing import Any
+
+from msgspec.structs import replace
+from sqlalchemy.engine import Connection
+
+from app.access import Access
+from app.dicom import criteria, qido
+from app.dicom.criteria import Wanted
+from app.dicom.finding import Catalogue, Narrowed
+from app.dicom.paths import Level
+from app.fhir import granted, resources
+from app.fhir.index import fold
+from app.fhir.mapping import catalogue, patient, task, values
+from app.fhir.mapping.codes import Json
+from app.fhir.mapping.worklist import Site
+from app.fhir.registry import offer
+from app.fhir.resources import STUDY_UID
+from app.store import resources as rows
+from app.store.query import Clause, Condition, Date, Link, Query, Text, Token
+from app.store.studies import HeldStudy
+
+STUDY, PATIENT = "ImagingStudy", "Patient"
+HOUR = 3_600_000
+FAR = 15 * HOUR
+"""A local time is at most so far from the same time in UTC."""
+MANY = 64
+"""A list of more values is matched without the index, but for the UIDs of studies."""
+EXACT = frozenset({"StudyInstanceUID"})
+"""Keys of which the index finds neither more nor less than matches."""
+
+
+def of(site: Site) -> Catalogue:
+    """What the store knows of studies, at a site with these authorities."""
+    return Catalogue(narrow, partial(_tell, site))
+
+
+# --- keys as conditions ---------------------------------------------------------------------------------------------
+
+
+def narrow(access: Access, query: qido.Query) -> Narrowed:
+    """The ImagingStudies that a search has to look at."""
+    kind = offer(STUDY)
+    by_keyword = {one.path[0]: one for one in query.wanted if len(one.path) == 1}
+    held = Clause((Token("status", None, "available"),))
+    own = (held, *_clauses(OF_STUDY, by_keyword), *_started(by_keyword))
+    confined = granted.confine(Query(STUDY, own, natural=kind.sort), kind, access)
+    # Whose study it is belongs to the study: no right to read Patients is needed to be told so.
+    whose = _clauses(OF_PATIENT, by_keyword)
+    if whose:
+        people = Query(PATIENT, whose, natural=offer(PATIENT).sort)
+        confined = replace(confined, clauses=(*confined.clauses, Clause((Link("patient", people),))))
+    return Narrowed(confined, exact=all(one.path[0] in EXACT for one in query.wanted))
+
+
+Alternatives = Callable[[Wanted], Iterable[Condition] | None]
+"""The conditions of which one must hold; None where the index cannot tell."""
+
+
+def _clauses(table: Mapping[str, Alternatives], by_keyword: Mapping[str, Wanted]) -> tuple[Clause, ...]:
+    wanted = ((table[keyword], one) for keyword, one in by_keyword.items() if keyword in table and one.values)
+    found = (alternatives(one) for alternatives, one in wanted)
+    return tuple(Clause(tuple(conditions)) for conditions in found if conditions is not None)
+
+
+def _token(param: str, written: Callable[[str], str] = str, system: str | None = None) -> Alternatives:
+    def conditions(wanted: Wanted) -> list[Condition] | None:
+        plain = wanted.plain()
+        if not plain or (len(plain) > MANY and wanted.keyword not in EXACT):
+            return None
+        return [Token(param, system, written(value)) for value in plain]
+
+    return conditions
+
+
+def _beginning(param: str) -> Alternatives:
+    """Texts by what stands before the first wildcard; of a name, before the end of its first part."""
+
+    def conditions(wanted: Wanted) -> list[Condition] | None:
+        known = [fold(_before(value)) for value in wanted.values]
+        return [Text(param, "starts", one) for one in known] if all(known) and len(known) <= MANY else None
+
+    return conditions
+
+
+def _before(text: str) -> str:
+    first = next((group for group in text.split("=") if group), "")
+    ends = [at for sign in "*?^" if (at := first.find(sign)) >= 0]
+    return first[: min(ends, default=len(first))]
+
+
+def _born(wanted: Wanted) -> list[Condition] | None:
+    return _between("birthdate", criteria.span_of(wanted))
+
+
+def _between(param: str, span: tuple[datetime | None, datetime | None]) -> list[Condition] | None:
+    """The first bound that there is, with room for every time zone: exact matching follows."""
+    first, last = (_milliseconds(one) if one else None for one in span)
+    if first is not None:
+        return [Date(param, "ge", first - FAR, first - FAR + 1)]
+    return [Date(param, "le", last + FAR, last + FAR + 1)] if last is not None else None
+
+
+def _started(by_keyword: Mapping[str, Wanted]) -> list[Clause]:
+    """Both ends of the days a study may have begun on."""
+    days = by_keyword.get("StudyDate")
+    if days is None or not days.values:
+        return []
+    first, last = criteria.span_of(days)
+    found = (_between("started", (first, None)), _between("started", (None, last)))
+    return [Clause(tuple(one)) for one in found if one]
+
+
+def _milliseconds(moment: datetime) -> int:
+    return int(moment.replace(tzinfo=UTC).timestamp() * 1000)
+
+
+def _gender(sex: str) -> str:
+    return patient.SEX_TO_GENDER.get(sex, "")
+
+
+OF_STUDY: Mapping[str, Alternatives] = {
+    "StudyInstanceUID": _token("identifier", values.oid, STUDY_UID),
+    "AccessionNumber": _token("accession"),
+    "StudyID": _token("identifier"),
+    "StudyDescription": _beginning("description"),
+    "ModalitiesInStudy": _token("modality"),
+    "SOPClassesInStudy": _token("dicom-class", values.oid),
+    "SeriesInstanceUID": _token("series"),
+    "Modality": _token("modality"),
+    "SOPInstanceUID": _token("instance"),
+    "SOPClassUID": _token("dicom-class", values.oid),
+}
+OF_PATIENT: Mapping[str, Alternatives] = {
+    "PatientName": _beginning("name"),
+    "PatientID": _token("identifier"),
+    "PatientBirthDate": _born,
+    "PatientSex": _token("gender", _gender),
+}
+
+# --- studies in DICOM's words ---------------------------------------------------------------------------------------
+
+
+def _tell(site: Site, connection: Connection, held: Sequence[HeldStudy], level: Level) -> dict[str, dict[str, Any]]:
+    found = _read(connection, STUDY, {one.imaging_study_id for one in held})
+    people = _read(connection, PATIENT, {one.patient_id for one in held})
+    told = {
+        one.imaging_study_id: catalogue.study(
+            catalogue.View(found[one.imaging_study_id], people.get(one.patient_id, {}), site)
+        )
+        for one in held
+        if one.imaging_study_id in found
+    }
+    if level != "study":
+        for imaging_study_id, asked in _requests(connection, found).items():
+            told[imaging_study_id]["RequestAttributesSequence"] = asked
+    return told
+
+
+def _requests(connection: Connection, found: Mapping[str, Json]) -> dict[str, list[Json]]:
+    """What was requested, of the studies that fulfil an order: by the ImagingStudy's id."""
+    orders = {one: catalogue.orders_of(study) for one, study in found.items()}
+    known = _read(connection, "ServiceRequest", {one for several in orders.values() for one in several})
+    pairs = [("ServiceRequest", one) for one in sorted(known)]
+    ids = rows.referrers(connection, "Task", "focus", pairs, resources.MAX_FOUND) if pairs else []
+    steps = [one for one in _read(connection, "Task", ids).values() if task.modality(one)]
+    by_order: dict[str, list[Json]] = {}
+    for step in sorted(steps, key=lambda one: one["id"]):
+        by_order.setdefault(step["focus"]["reference"].removeprefix("ServiceRequest/"), []).append(step)
+    asked = {
+        imaging_study_id: [
+            item for one in several if one in known for item in catalogue.requests(known[one], by_order.get(one, []))
+        ]
+        for imaging_study_id, several in orders.items()
+    }
+    return {imaging_study_id: items for imaging_study_id, items in asked.items() if items}
+
+
+def _read(connection: Connection, resource_type: str, ids: Iterable[str]) -> dict[str, Json]:
+    """Those of these that are there, by id."""
+    stored = rows.several(connection, resource_type, sorted(ids))
+    return {one.resource_id: resources.loads(one.body) for one in stored if not one.deleted}

@@ -1,0 +1,139 @@
+"""What an ImagingStudy and its Patient say of a study, in DICOM's words (PS3.4 tables C.6-1 to C.6-5).
+
+Rows name the keyword and where its value comes from; what is not known is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from app.fhir.mapping import imaging_study, patient, task, terms, values, worklist
+from app.fhir.mapping.codes import Json
+from app.fhir.mapping.worklist import Site
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """What a study is told from."""
+
+    study: Json
+    patient: Json
+    site: Site
+
+
+Row = tuple[str, Callable[[View], Any]]
+
+
+def _started(view: View) -> tuple[str, str, str]:
+    """Date, time and offset from UTC, as the images had them."""
+    day, _, clock = view.study.get("started", "").partition("T")
+    digits, offset = (clock[:-1], "+0000") if clock.endswith("Z") else (clock[:-6], clock[-6:].replace(":", ""))
+    return day.replace("-", "") if len(day) == 10 else "", digits.replace(":", ""), offset
+
+
+def _study_id(view: View) -> str | None:
+    return next((one.get("value") for one in view.study.get("identifier", []) if one.get("use") == "usual"), None)
+
+
+def _accession_issuer(view: View) -> list[Json]:
+    number = worklist.accession(view.study)
+    systems = (one.get("system", "") for one in view.study.get("identifier", []) if one.get("value") == number)
+    issuer = view.site.accession_issuers.get(next(systems, ""), "")
+    return [{"LocalNamespaceEntityID": issuer}] if number and issuer else []
+
+
+def _sop_classes(view: View) -> list[str]:
+    instances = (one for series in view.study.get("series", []) for one in series.get("instance", []))
+    return sorted({values.bare(one["sopClass"]["code"]) for one in instances if one["sopClass"].get("code")})
+
+
+def _numbers(view: View) -> list[tuple[str, str]]:
+    """(number, issuer) of each number the patient has of an authority for them; the first is the one images bear."""
+    own = view.patient.get("identifier", [])
+    if not own:
+        return []
+    first = worklist.mrn(view.patient, view.site)
+    rest = [(one.get("system", ""), one.get("value", "")) for one in own if one.get("system") in view.site.mrn_issuers]
+    return [(value, view.site.mrn_issuers.get(system, "")) for system, value in dict.fromkeys([first, *rest]) if value]
+
+
+def _number(view: View, at: int) -> str | None:
+    found = _numbers(view)
+    return found[0][at] if found else None
+
+
+def _other_numbers(view: View) -> list[Json]:
+    return [
+        {"PatientID": number, "IssuerOfPatientID": issuer, "TypeOfPatientID": "TEXT"}
+        for number, issuer in _numbers(view)[1:]
+    ]
+
+
+def _birth_date(view: View) -> str:
+    born = view.patient.get("birthDate", "")
+    return born.replace("-", "") if len(born) == 10 else ""
+
+
+def _referrer(view: View) -> str:
+    return patient.person_name([{"text": view.study.get("referrer", {}).get("display", "")}])
+
+
+STUDY: tuple[Row, ...] = (
+    ("StudyInstanceUID", lambda view: imaging_study.uid_of(view.study)),
+    ("StudyDate", lambda view: _started(view)[0]),
+    ("StudyTime", lambda view: _started(view)[1]),
+    ("TimezoneOffsetFromUTC", lambda view: _started(view)[2]),
+    ("AccessionNumber", lambda view: worklist.accession(view.study)),
+    ("IssuerOfAccessionNumberSequence", _accession_issuer),
+    ("ModalitiesInStudy", lambda view: sorted(one["code"] for one in view.study.get("modality", []) if "code" in one)),
+    ("SOPClassesInStudy", _sop_classes),
+    ("StudyDescription", lambda view: view.study.get("description")),
+    ("StudyID", _study_id),
+    ("NumberOfStudyRelatedSeries", lambda view: view.study.get("numberOfSeries")),
+    ("NumberOfStudyRelatedInstances", lambda view: view.study.get("numberOfInstances")),
+    ("PatientName", lambda view: patient.person_name(view.patient.get("name", []))),
+    ("PatientID", lambda view: _number(view, 0)),
+    ("IssuerOfPatientID", lambda view: _number(view, 1)),
+    ("OtherPatientIDs", lambda view: [one["PatientID"] for one in _other_numbers(view)]),
+    ("OtherPatientIDsSequence", _other_numbers),
+    ("PatientBirthDate", _birth_date),
+    ("PatientSex", lambda view: patient.sex(view.patient.get("gender"))),
+)
+ONLY_SHOWN: tuple[Row, ...] = (("ReferringPhysicianName", _referrer),)
+"""Less than the images say: shown where the archive cannot be asked, and never matched."""
+
+
+def study(view: View) -> dict[str, Any]:
+    """The attributes of a study that are known."""
+    told = ((keyword, read(view)) for keyword, read in (*ONLY_SHOWN, *STUDY))
+    return {keyword: value for keyword, value in told if value not in (None, "", [])}
+
+
+def requests(order: Json, steps: Iterable[Json]) -> list[Json]:
+    """Items of Request Attributes Sequence, one for each step of an order, with the Modality it is for."""
+    number = worklist.accession(order)
+    shared = {
+        "AccessionNumber": number,
+        "RequestedProcedureID": number,
+        "RequestedProcedureDescription": worklist.concept_text(order.get("code")),
+    }
+    found = [shared | _step(step) for step in steps]
+    return [{keyword: value for keyword, value in one.items() if value} for one in found]
+
+
+def _step(step: Json) -> Json:
+    numbers = (one.get("value") for one in step.get("identifier", []) if one.get("system") == terms.STEP)
+    return {
+        "ScheduledProcedureStepID": next(numbers, None),
+        "ScheduledProcedureStepDescription": step.get("description"),
+        "Modality": task.modality(step) or "",
+    }
+
+
+def orders_of(study: Json) -> Sequence[str]:
+    """The ids of the orders that a study fulfils."""
+    found: list[Json] = study.get("basedOn", [])
+    prefix = "ServiceRequest/"
+    return [one["reference"].removeprefix(prefix) for one in found if one.get("reference", "").startswith(prefix)]
