@@ -13,6 +13,7 @@ import time
 from collections.abc import Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network
 from typing import Any
 
@@ -78,8 +79,13 @@ class Egress:
 
     def __init__(self, allowed: Sequence[Network] = (), *, trust: ssl.SSLContext | None = None) -> None:
         """`allowed` are networks besides the public ones, `trust` says whose certificates are believed."""
-        self.client = httpx.Client(
-            transport=_Guarded(tuple(allowed), trust or ssl.create_default_context()),
+        self._allowed, self._trust = tuple(allowed), trust
+
+    @cached_property
+    def client(self) -> httpx.Client:
+        """For libraries that bring their own requests. Made when asked for: to read all certificates takes a while."""
+        return httpx.Client(
+            transport=_Guarded(self._allowed, self._trust or ssl.create_default_context()),
             timeout=httpx.Timeout(SECONDS, connect=CONNECT_SECONDS),
             follow_redirects=False,
             trust_env=False,

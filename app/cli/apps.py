@@ -41,12 +41,11 @@ def client_add(  # noqa: PLR0917 - one option each
     study: Annotated[list[str] | None, typer.Option()] = None,
     skip_consent: bool = False,
 ) -> None:
-    """Register an app; exactly one of --jwks, --secret and --public. A secret is shown this once."""
-    if jwks_uri:
-        raise ConfigurationError("--jwks-uri is not offered yet: give the keys by --jwks FILE")
-    chosen = [kind for kind, given in (("asymmetric", jwks), ("symmetric", secret), ("public", public)) if given]
+    """Register an app; exactly one of --jwks, --jwks-uri, --secret and --public. A secret is shown this once."""
+    ways = (("asymmetric", jwks), ("asymmetric", jwks_uri), ("symmetric", secret), ("public", public))
+    chosen = [kind for kind, given in ways if given]
     if len(chosen) != 1:
-        raise ConfigurationError("give exactly one of --jwks FILE, --secret and --public")
+        raise ConfigurationError("give exactly one of --jwks FILE, --jwks-uri URL, --secret and --public")
     client = clients.Client(
         client_id,
         name or client_id,
@@ -55,6 +54,7 @@ def client_add(  # noqa: PLR0917 - one option each
         launch_uri=launch_uri,
         scope=scope,
         jwks=_keys_in(jwks),
+        jwks_uri=jwks_uri,
         access=access,
         patients=tuple(one.removeprefix("Patient/") for one in patient or ()),
         studies=tuple(study or ()),
@@ -83,9 +83,11 @@ def client_list() -> None:
 def client_rotate(
     client_id: Annotated[str, typer.Option("--id")],
     jwks: Annotated[Path | None, typer.Option(exists=True, dir_okay=False)] = None,
+    jwks_uri: str = "",
 ) -> None:
     """Give an app a new secret, shown this once, or new keys."""
-    made = transact(lambda connection: clients.rotate(connection, client_id, jwks=_keys_in(jwks)))
+    keys = _keys_in(jwks)
+    made = transact(lambda connection: clients.rotate(connection, client_id, jwks=keys, jwks_uri=jwks_uri))
     show({"id": client_id, **({"secret": made} if made else {})})
 
 

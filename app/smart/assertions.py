@@ -14,12 +14,15 @@ from joserfc import jws, jwt
 from joserfc.errors import JoseError
 from joserfc.jwk import ECKey, KeySet, RSAKey
 
+from app.errors import IsocenterError
 from app.smart.clients import Client
 from app.smart.facts import facts, limits
+from app.smart.published import PublishedKeys
 from app.store import grants
 from app.store.database import Store
 
 LONGEST_JTI = 256
+LONGEST_KID = 256
 
 
 class PrivateKeyJwt(JWTBearerClientAssertion):
@@ -27,10 +30,10 @@ class PrivateKeyJwt(JWTBearerClientAssertion):
 
     CLIENT_AUTH_METHOD = "private_key_jwt"
 
-    def __init__(self, store: Store, token_url: str) -> None:
-        """`token_url` is the only audience accepted."""
+    def __init__(self, store: Store, token_url: str, published: PublishedKeys) -> None:
+        """`token_url` is the only audience accepted; `published` finds the keys of clients that publish theirs."""
         super().__init__()
-        self.store = store
+        self.store, self.published = store, published
         self.audience = token_url
 
     def extract_assertion(self, assertion: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -40,17 +43,18 @@ class PrivateKeyJwt(JWTBearerClientAssertion):
         except (ValueError, TypeError) as error:
             raise InvalidClientError("the client assertion is no JWT") from error
 
-    def resolve_client_public_key(self, client: Client) -> KeySet:
-        """The registered keys."""
-        if client.kind != "asymmetric" or client.jwks is None:
+    def resolve_client_public_key(self, client: Client) -> Client:
+        """Whose keys are to be looked at: which of them is known from the header only."""
+        if client.kind != "asymmetric" or (client.jwks is None and not client.jwks_uri):
             raise InvalidClientError("the client has no registered keys")
-        return KeySet.import_key_set(dict(client.jwks))  # pyright: ignore[reportArgumentType]
+        return client
 
-    def process_assertion_claims(self, assertion: str, resolve_key: Any) -> dict[str, Any]:
+    def process_assertion_claims(self, assertion: str, resolve_key: Client) -> dict[str, Any]:
         """Verify signature and claims, then spend the `jti`."""
         header = jws.extract_compact(assertion.encode()).headers()
+        key = self._key(header, resolve_key)
         try:
-            token = jwt.decode(assertion, _key(header, resolve_key), algorithms=list(facts().assertion_algorithms))
+            token = jwt.decode(assertion, key, algorithms=list(facts().assertion_algorithms))
         except (JoseError, ValueError, TypeError) as error:
             raise InvalidClientError("the client assertion's signature does not verify") from error
         fault = _fault(token.claims, self.audience)
@@ -59,23 +63,31 @@ class PrivateKeyJwt(JWTBearerClientAssertion):
         self._spend(token.claims)
         return token.claims
 
+    def _key(self, header: Mapping[str, Any], client: Client) -> RSAKey | ECKey:
+        if "jku" in header and header["jku"] != client.jwks_uri:
+            raise InvalidClientError("the jku of the client assertion is not the registered address")
+        key_id = header.get("kid")
+        matching = self._keys(client, key_id) if _is_text(key_id, LONGEST_KID) else []
+        fitting = {"RS384": RSAKey, "ES384": ECKey}.get(str(header.get("alg")))
+        if len(matching) != 1 or fitting is None or not isinstance(matching[0], fitting):
+            raise InvalidClientError("the client assertion's kid and alg name no registered key")
+        return matching[0]
+
+    def _keys(self, client: Client, key_id: Any) -> list[Any]:
+        if client.jwks is None:
+            try:
+                return self.published.find(client.jwks_uri, key_id)
+            except IsocenterError as error:
+                raise InvalidClientError("the client's keys cannot be had from its address") from error
+        held = KeySet.import_key_set(dict(client.jwks))  # pyright: ignore[reportArgumentType]
+        return [key for key in held.keys if key.kid == key_id]
+
     def _spend(self, claims: Mapping[str, Any]) -> None:
         expires = (int(claims["exp"]) + limits().assertion_leeway_seconds) * 1000
         client_id, jti = claims["sub"], claims["jti"]
         # One INSERT decides, also between processes and hosts.
         if not self.store.transact(lambda connection: grants.remember_assertion(connection, client_id, jti, expires)):
             raise InvalidClientError("the client assertion has been used before")
-
-
-def _key(header: Mapping[str, Any], keys: KeySet) -> RSAKey | ECKey:
-    # A `jku` would have to equal a registered address; none can be registered.
-    if "jku" in header:
-        raise InvalidClientError("no jku is registered for this client")
-    matching = [key for key in keys.keys if key.kid == header.get("kid")]
-    fitting = {"RS384": RSAKey, "ES384": ECKey}.get(str(header.get("alg")))
-    if header.get("kid") is None or len(matching) != 1 or fitting is None or not isinstance(matching[0], fitting):
-        raise InvalidClientError("the client assertion's kid and alg name no registered key")
-    return matching[0]
 
 
 def _fault(claims: Mapping[str, Any], audience: str) -> str:

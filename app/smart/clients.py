@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import ipaddress
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 from urllib.parse import urlsplit
@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import Connection
 
 from app.access import parse_scopes
+from app.egress import check_url
 from app.errors import BadRequest, Conflict, NotFound
 from app.smart import opaque
 from app.store import grants
@@ -43,6 +44,8 @@ class Client:
     launch_uri: str = ""
     scope: str = ""
     jwks: Mapping[str, Any] | None = None
+    jwks_uri: str = ""
+    """Where an asymmetric client publishes its keys, instead of `jwks`."""
     access: Literal["all", "listed"] = "all"
     patients: tuple[str, ...] = ()
     studies: tuple[str, ...] = ()
@@ -136,15 +139,19 @@ def ensure_client(connection: Connection, client: Client) -> None:
     grants.put_client(connection, {**_row(client), **kept})
 
 
-def rotate(connection: Connection, client_id: str, *, jwks: Mapping[str, Any] | None = None) -> str | None:
+def rotate(
+    connection: Connection, client_id: str, *, jwks: Mapping[str, Any] | None = None, jwks_uri: str = ""
+) -> str | None:
     """Give a symmetric app a new secret, returned this once, or an asymmetric one new keys; its grants stay."""
     client = _existing(connection, client_id)
-    if client.kind == "asymmetric" and jwks is not None:
-        check_jwks(jwks)
-        grants.set_client(connection, client_id, jwks=dict(jwks))
+    if client.kind == "asymmetric" and (jwks is not None or jwks_uri):
+        _check_keys(replace(client, jwks=jwks, jwks_uri=jwks_uri))
+        grants.set_client(connection, client_id, jwks=jwks, jwks_uri=jwks_uri)
         return None
     if client.kind != "symmetric":
-        raise BadRequest(f"{client_id} is {client.kind}: it has no secret to rotate; give --jwks for new keys")
+        raise BadRequest(
+            f"{client_id} is {client.kind}: it has no secret to rotate; give --jwks or --jwks-uri for new keys"
+        )
     secret = opaque.make()
     grants.set_client(connection, client_id, secret_hash=hasher().hash(secret))
     return secret
@@ -174,7 +181,7 @@ def _row(client: Client) -> dict[str, Any]:
     plain = {name: getattr(client, name) for name in Client.__slots__}
     lists = {name: list(plain[name]) for name in ("redirect_uris", "patients", "studies")}
     jwks = None if client.jwks is None else dict(client.jwks)
-    return {**plain, **lists, "jwks": jwks, "jwks_uri": "", "created": now()}
+    return {**plain, **lists, "jwks": jwks, "created": now()}
 
 
 def _check(client: Client) -> None:
@@ -182,12 +189,21 @@ def _check(client: Client) -> None:
         raise BadRequest("a client id is printable ASCII without spaces and colons")
     for uri in (*client.redirect_uris, *([client.launch_uri] if client.launch_uri else [])):
         _check_address(uri)
-    if client.kind == "asymmetric":
-        check_jwks(client.jwks)
-    elif client.jwks is not None:
-        raise BadRequest("only an asymmetric client has keys")
+    _check_keys(client)
     if client.study_bound and not client.redirect_uris:
         raise BadRequest("a study-bound client needs a redirect address")
+
+
+def _check_keys(client: Client) -> None:
+    if client.kind != "asymmetric":
+        if client.jwks is not None or client.jwks_uri:
+            raise BadRequest("only an asymmetric client has keys")
+    elif client.jwks_uri:
+        if client.jwks is not None:
+            raise BadRequest("an asymmetric client has keys or their address, not both")
+        check_url(client.jwks_uri)
+    else:
+        check_jwks(client.jwks)
 
 
 def _check_address(uri: str) -> None:
@@ -217,7 +233,7 @@ def check_jwks(jwks: Mapping[str, Any] | None) -> KeySet:
     """The public keys of an asymmetric client: RSA of 2048 bits or P-384, each with its own `kid`."""
     # Loaded late: keys are read at registrations and logins.
     from joserfc.errors import JoseError
-    from joserfc.jwk import ECKey, KeySet, RSAKey
+    from joserfc.jwk import KeySet
 
     try:
         keys = KeySet.import_key_set(dict(jwks or {}))  # pyright: ignore[reportArgumentType]
@@ -228,12 +244,19 @@ def check_jwks(jwks: Mapping[str, Any] | None) -> KeySet:
     if not names or None in names or len(set(names)) != len(names):
         raise BadRequest("the JWKS needs keys, each with a kid of its own")
     for key in keys.keys:
-        strong = (isinstance(key, RSAKey) and _bits(key) >= SMALLEST_RSA) or (
-            isinstance(key, ECKey) and key.curve_name in CURVES
-        )
-        if not strong or key.is_private:
+        if not is_strong(key):
             raise BadRequest(f"key {key.kid} must be public and RSA of {SMALLEST_RSA} bits or more, or EC P-384")
     return keys
+
+
+def is_strong(key: object) -> bool:
+    """Whether it is a public key of a kind that SMART names, and long enough."""
+    # Loaded late: see above.
+    from joserfc.jwk import ECKey, RSAKey
+
+    if isinstance(key, RSAKey):
+        return _bits(key) >= SMALLEST_RSA and not key.is_private
+    return isinstance(key, ECKey) and key.curve_name in CURVES and not key.is_private
 
 
 def _bits(key: RSAKey) -> int:

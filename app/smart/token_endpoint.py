@@ -26,12 +26,14 @@ from fastapi.responses import JSONResponse
 from sqlalchemy.engine import Connection
 
 from app.audit import Record
+from app.egress import Egress
 from app.errors import Unauthenticated
 from app.settings import Settings
 from app.smart import clients, keys, opaque, scopes, tokens, users
 from app.smart.assertions import PrivateKeyJwt
 from app.smart.clients import Client
 from app.smart.facts import limits
+from app.smart.published import PublishedKeys
 from app.smart.requests import TokenRequest
 from app.store import grants
 from app.store.database import Store, now
@@ -48,7 +50,8 @@ class Server(AuthorizationServer):
         """Registers every grant and endpoint offered."""
         super().__init__()
         self.store, self.settings, self.audit = store, settings, audit
-        assertion = PrivateKeyJwt(store, f"{settings.public_url}/auth/token")
+        published = PublishedKeys(Egress(settings.egress_allow))
+        assertion = PrivateKeyJwt(store, f"{settings.public_url}/auth/token", published)
         self.register_client_auth_method(assertion.CLIENT_AUTH_METHOD, assertion)
         self.register_grant(CodeGrant, [CodeChallenge(required=True)])
         self.register_grant(RefreshGrant)

@@ -234,7 +234,7 @@ def site(store: Store, tmp_path: Path) -> Iterator[Site]:
 def site_of(store: Store, folder: Path) -> Iterator[Site]:
     port = processes.free_port()
     url = f"http://127.0.0.1:{port}"
-    settings = Settings(public_url=url, data_dir=folder, secret_key="k" * 40)  # pyright: ignore
+    settings = Settings(public_url=url, data_dir=folder, secret_key="k" * 40, egress_allow="127.0.0.1/32")  # pyright: ignore
     made = Site(url, store, settings)
 
     def prepare(connection: Any) -> str | None:

@@ -8,7 +8,7 @@ import ssl
 import threading
 import time
 from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from pathlib import Path
 
 import pytest
@@ -18,62 +18,22 @@ from hypothesis import strategies as st
 from app import egress
 from app.egress import Egress, RefusedError, check_url, may_reach
 from app.errors import BadRequest, Unavailable
+from tests.outside import Handle, Outside, says
 
 LOOPBACK = ipaddress.ip_network("127.0.0.0/8")
-Handle = Callable[[BaseHTTPRequestHandler], None]
-
-
-class Site:
-    """A real server on loopback that answers by a function, and counts who came."""
-
-    def __init__(self, handle: Handle, context: ssl.SSLContext | None = None) -> None:
-        came: list[str] = []
-
-        class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:
-                came.append(self.path)
-                handle(self)
-
-            def log_message(self, format: str, *_: object) -> None:  # noqa: A002 - so it is called
-                """Says nothing."""
-
-        self.came = came
-        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-        if context is not None:
-            self.server.socket = context.wrap_socket(self.server.socket, server_side=True)
-        self.port: int = self.server.server_address[1]
-        self._thread = threading.Thread(target=self.server.serve_forever, daemon=True)
-        self._thread.start()
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self._thread.join(5)
 
 
 @pytest.fixture
-def site() -> Iterator[Callable[..., Site]]:
-    sites: list[Site] = []
+def site() -> Iterator[Callable[..., Outside]]:
+    sites: list[Outside] = []
 
-    def start(handle: Handle, context: ssl.SSLContext | None = None) -> Site:
-        sites.append(Site(handle, context))
+    def start(handle: Handle, context: ssl.SSLContext | None = None) -> Outside:
+        sites.append(Outside(handle, context))
         return sites[-1]
 
     yield start
     for one in sites:
         one.close()
-
-
-def says(body: bytes, status: int = 200, **headers: str) -> Handle:
-    def handle(request: BaseHTTPRequestHandler) -> None:
-        request.send_response(status)
-        for name, value in headers.items():
-            request.send_header(name.replace("_", "-"), value)
-        request.send_header("Content-Length", str(len(body)))
-        request.end_headers()
-        request.wfile.write(body)
-
-    return handle
 
 
 PRIVATE = (
@@ -125,7 +85,7 @@ def test_what_is_no_address_to_call_is_refused(url: str) -> None:
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "[::ffff:127.0.0.1]", "2130706433", "0x7f.1"])
-def test_nobody_on_this_machine_is_called_unless_the_site_says_so(site: Callable[..., Site], host: str) -> None:
+def test_nobody_on_this_machine_is_called_unless_the_site_says_so(site: Callable[..., Outside], host: str) -> None:
     here = site(says(b"secret"))
     with pytest.raises(RefusedError):
         Egress().get(f"http://{host}:{here.port}/")
@@ -136,7 +96,7 @@ def test_nobody_on_this_machine_is_called_unless_the_site_says_so(site: Callable
 
 
 def test_a_name_is_resolved_once_so_that_it_cannot_mean_another_address_later(
-    site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch
+    site: Callable[..., Outside], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The edge that is faked is the name service, which answers differently each time, and the way to a public host."""
     here = site(says(b"secret"))
@@ -158,20 +118,20 @@ def test_a_name_is_resolved_once_so_that_it_cannot_mean_another_address_later(
     assert reached == ["8.8.8.8"]
 
 
-def test_a_redirect_is_an_answer_and_is_not_followed(site: Callable[..., Site]) -> None:
+def test_a_redirect_is_an_answer_and_is_not_followed(site: Callable[..., Outside]) -> None:
     behind = site(says(b"secret"))
     here = site(says(b"", 302, Location=f"http://127.0.0.1:{behind.port}/"))
     assert Egress([LOOPBACK]).get(f"http://127.0.0.1:{here.port}/").status == 302
     assert behind.came == []
 
 
-def test_an_answer_without_end_is_cut(site: Callable[..., Site]) -> None:
+def test_an_answer_without_end_is_cut(site: Callable[..., Outside]) -> None:
     here = site(says(b"x" * 5000))
     with pytest.raises(Unavailable, match="longer than 1000 bytes"):
         Egress([LOOPBACK]).get(f"http://127.0.0.1:{here.port}/", limit=1000)
 
 
-def test_an_answer_that_drips_ends_in_time(site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_answer_that_drips_ends_in_time(site: Callable[..., Outside], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(egress, "SECONDS", 1.0)
     over = threading.Event()
 
@@ -189,14 +149,16 @@ def test_an_answer_that_drips_ends_in_time(site: Callable[..., Site], monkeypatc
     assert time.monotonic() - began < 10
 
 
-def test_proxies_of_the_environment_are_not_asked(site: Callable[..., Site], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_proxies_of_the_environment_are_not_asked(
+    site: Callable[..., Outside], monkeypatch: pytest.MonkeyPatch
+) -> None:
     here, proxy = site(says(b"direct")), site(says(b"by proxy"))
     for name in ("http_proxy", "HTTP_PROXY", "ALL_PROXY"):
         monkeypatch.setenv(name, f"http://127.0.0.1:{proxy.port}")
     assert Egress([LOOPBACK]).get(f"http://127.0.0.1:{here.port}/").body == b"direct"
 
 
-def test_a_certificate_that_nobody_vouches_for_is_refused(site: Callable[..., Site], certificate: Path) -> None:
+def test_a_certificate_that_nobody_vouches_for_is_refused(site: Callable[..., Outside], certificate: Path) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
     context.load_cert_chain(certificate)
     here = site(says(b"by tls"), context)
