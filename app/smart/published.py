@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import orjson
 import structlog
@@ -19,7 +20,7 @@ from joserfc.jwk import ECKey, KeySet, RSAKey
 
 from app.egress import Answer, Egress
 from app.errors import IsocenterError, Unavailable
-from app.smart.clients import is_strong
+from app.smart.clients import SMALLEST_RSA, is_strong
 
 log = structlog.get_logger(__name__)
 
@@ -97,12 +98,17 @@ def _read(answer: Answer) -> _Held:
     return _Held(keys, at, at + _lifetime(answer.headers))
 
 
-def _usable(given: Mapping[str, object]) -> RSAKey | ECKey | None:
+def _usable(given: Any) -> RSAKey | ECKey | None:
     """A public signing key of the kinds that SMART takes; a set may hold others, for other purposes."""
-    if not isinstance(given.get("kid"), str) or given.get("use", "sig") != "sig" or "d" in given:
+    if not isinstance(given, dict) or not isinstance(given.get("kid"), str):
+        return None
+    if given.get("kty") not in {"RSA", "EC"} or given.get("use", "sig") != "sig" or "d" in given:
+        return None
+    # joserfc warns of a short key where it should refuse it.
+    if given["kty"] == "RSA" and len(str(given.get("n"))) * 6 < SMALLEST_RSA:
         return None
     try:
-        key = KeySet.import_key_set({"keys": [dict(given)]}).keys[0]  # pyright: ignore[reportArgumentType]
+        key = KeySet.import_key_set({"keys": [given]}).keys[0]
     except (JoseError, ValueError, TypeError, KeyError):
         return None
     return key if isinstance(key, RSAKey | ECKey) and is_strong(key) else None

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler
 from typing import Any
 
 import pytest
-from joserfc.jwk import ECKey, RSAKey
+from joserfc.jwk import ECKey
 
 from app.egress import Egress
 from app.errors import Unavailable
@@ -179,9 +179,7 @@ def test_many_at_once_ask_once(held: PublishedKeys, publisher: Publisher) -> Non
     assert publisher.asked == 1
 
 
-@pytest.mark.parametrize(
-    "body", [b"", b"[]", b"{}", b'{"keys": 1}', b'{"keys": {"a": 1}}', b"\xff", b'{"keys": [1, null, "x"]}']
-)
+@pytest.mark.parametrize("body", [b"", b"[]", b"{}", b'{"keys": 1}', b'{"keys": {"a": 1}}', b"\xff"])
 def test_what_is_no_key_set_finds_nothing(held: PublishedKeys, publisher: Publisher, body: bytes) -> None:
     publisher.body = body
     with pytest.raises(Unavailable):
@@ -189,15 +187,23 @@ def test_what_is_no_key_set_finds_nothing(held: PublishedKeys, publisher: Publis
 
 
 def test_only_public_signing_keys_that_are_strong_count(held: PublishedKeys, publisher: Publisher) -> None:
-    weak = RSAKey.generate_key(1024, {"kid": "weak"}, auto_kid=False)
+    weak = {**JWKS["keys"][0], "kid": "weak", "n": "u1SU1LfVLPHCozMxH2Mo4lgOEePzNm0tRgeLezV6ffAt0gunVTLw7onLRnrq0"}
     private = ECKey.generate_key("P-384", {"kid": "private"})
     curve = ECKey.generate_key("P-256", {"kid": "curve"})
     sealing = ECKey.generate_key("P-384", {"kid": "enc", "use": "enc"})
     nameless = ECKey.generate_key("P-384").as_dict(private=False)
     nameless.pop("kid", None)
     listed = [
-        *(weak.as_dict(private=False), private.as_dict(private=True), curve.as_dict(private=False)),
-        *(sealing.as_dict(private=False), nameless, {"kty": "oct", "kid": "oct", "k": "AAAA"}, {"kid": "nothing"}),
+        *(weak, private.as_dict(private=True), curve.as_dict(private=False)),
+        *(
+            sealing.as_dict(private=False),
+            nameless,
+            1,
+            None,
+            "x",
+            {"kty": "oct", "kid": "oct", "k": "AAAA"},
+            {"kid": "nothing"},
+        ),
         *JWKS["keys"],
     ]
     publisher.body = json.dumps({"keys": listed}).encode()
