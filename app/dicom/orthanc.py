@@ -185,7 +185,11 @@ class Orthanc:
 
     def md5(self, instance_id: str) -> str:
         """The MD5 sum of the instance's file, lower case; empty where the archive does not keep sums."""
-        return self._send("GET", f"/instances/{instance_id}/attachments/dicom/md5").decode("ascii", "replace").strip()
+        try:
+            told = self._send("GET", f"/instances/{instance_id}/attachments/dicom/md5")
+        except NotFound:
+            return ""
+        return told.decode("ascii", "replace").strip()
 
     def store(self, content: Body) -> Stored:
         """Put one DICOM file into the archive. Safe to repeat: what is there stays as it is."""
