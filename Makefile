@@ -1,6 +1,6 @@
 # The words of the daily work; `make` alone lists them.
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-test demo test check dev bench golden
+.PHONY: help setup setup-test demo test coverage check dev bench golden
 MAKEFLAGS += --no-print-directory
 SHELL := /bin/bash
 # A uv that the set-up fetched stands behind one that is already there.
@@ -20,6 +20,9 @@ setup-test: ## all that the tests need
 
 test: setup-test ## set up for tests, then every check and the whole suite
 	@scripts/check.sh all $(ARGS)
+
+coverage: setup-test ## the same, and which lines no test reaches
+	@scripts/check.sh coverage $(ARGS)
 
 check: ## format, lint, floors, types and the quick tests (seconds)
 	@scripts/check.sh quick $(ARGS)
