@@ -5,6 +5,7 @@ The codes are those of FHIR R4 `issue-type`; the statuses are HTTP's (RFC 9110).
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 
@@ -64,6 +65,11 @@ class MethodNotAllowed(IsocenterError):
     """That method is not offered at this address."""
 
     status, code = 405, "not-supported"
+
+    def __init__(self, diagnostics: str | None = None, *, allow: Iterable[str] = ()) -> None:
+        """`allow` are the methods that are."""
+        super().__init__(diagnostics)
+        self.allow = ", ".join(sorted(allow))
 
 
 class NotAcceptable(IsocenterError):

@@ -22,10 +22,12 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import accept, finding, paths, prepared, qido, stow, wado
+from app.dicom import accept, capabilities, finding, paths, prepared, qido, stow, wado
+from app.dicom.accept import Form
 from app.dicom.ahead import Ahead
 from app.dicom.cache import OFF, Cache
 from app.dicom.flights import Flights
+from app.dicom.headless import Headless
 from app.dicom.holdings import Holding, Holdings
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
@@ -33,7 +35,7 @@ from app.dicom.relay import HEADERS, Way
 from app.dicom.spool import Gate
 from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
-from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, NotFound
+from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, MethodNotAllowed, NotFound
 from app.store import studies
 from app.store.database import Store, seen
 from app.store.studies import HeldStudy
@@ -192,6 +194,10 @@ class Gateway:
         way = self._way(admitted, holding)
         if target.resource == "retrieve":
             return await wado.retrieve(way, admitted.request, holding, target)
+        if target.resource == "pixeldata":
+            return await wado.all_pixel_data(way, admitted.request, holding, target)
+        if target.resource == "bulkdata" and not target.element:
+            return await wado.all_bulk_data(way, admitted.request, holding, target)
         if target.resource in {"rendered", "thumbnail"}:
             return await wado.rendered(way, self.renderer, admitted.request, holding, target)
         instance = holding.instance(target.series, target.instance)
@@ -323,12 +329,28 @@ class Service:
         await response(scope, receive, send)
 
     async def _serve(self, request: Request) -> Response:
-        target = paths.parse(request.method, below(request.scope))
+        path = below(request.scope)
+        if request.method == "OPTIONS" or paths.is_root(path):
+            # No credential: a browser sends none with its preflight, and nothing here is about anybody.
+            return self._offered(request, path)
+        target = paths.parse(request.method, path)
         if self._in_loop:
             admitted = self._admit(request, target)
         else:
             admitted = await run_in_threadpool(self._admit, request, target)
-        return await _answer(self._gateway, admitted)
+        response = await _answer(self._gateway, admitted)
+        return Headless(response) if request.method == "HEAD" else response
+
+    def _offered(self, request: Request, path: bytes) -> Response:
+        allow = paths.allowed(path)
+        if request.method not in allow:
+            raise MethodNotAllowed(f"{request.method} is not offered here", allow=allow)
+        headers = {**HEADERS, "Allow": ", ".join(allow)}
+        if not paths.is_root(path):
+            return Response(status_code=204, headers=headers)
+        _, form = accept.select(request, [Form(capabilities.WADL), Form("application/xml"), Form("application/json")])
+        describe = capabilities.as_json if form.media_type == "application/json" else capabilities.wadl
+        return Response(describe(self._base(request)), headers=headers, media_type=form.media_type)
 
     def _admit(self, request: Request, target: Target) -> Admitted:
         return self._gateway.admit(request, target, self._authenticate(request), self._base(request))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 from app.dicom.holdings import Holding, Instance
@@ -31,6 +32,16 @@ def first(content: Json, tag: str) -> str:
     """The first value of an attribute, as text."""
     values = content.get(tag, {}).get("Value") or [""]
     return str(values[0]).strip()
+
+
+def referred(content: Json) -> Iterator[str]:
+    """The address of every value that is referred to, in the order of the dataset."""
+    for element in content.values():
+        if "BulkDataURI" in element:
+            yield element["BulkDataURI"]
+        elif element.get("vr") == "SQ":
+            for item in element.get("Value", []):
+                yield from referred(item)
 
 
 def _belongs(content: Json, holding: Holding) -> bool:

@@ -8,7 +8,9 @@ from typing import Literal
 
 from app.errors import BadRequest, MethodNotAllowed, NotSupported
 
-Resource = Literal["search", "retrieve", "metadata", "rendered", "thumbnail", "frames", "bulkdata", "store"]
+Resource = Literal[
+    "search", "retrieve", "metadata", "rendered", "thumbnail", "pixeldata", "bulkdata", "frames", "store"
+]
 Level = Literal["study", "series", "instance"]
 Uids = tuple[str | None, str | None, str | None]
 
@@ -33,7 +35,7 @@ class Target:
     instance: str | None = None
     frames: tuple[int, ...] = ()
     element: tuple[str, ...] = ()
-    """Of bulk data: tag, item number, tag … from the dataset down to the value."""
+    """Of bulk data: tag, item number, tag … from the dataset down to the value; without one, all there is."""
 
     def path(self) -> str:
         """The address of the study, series or instance below the service root."""
@@ -54,28 +56,61 @@ OBJECTS: dict[tuple[str, ...], Level] = {
     ("studies", "*", "series", "*"): "series",
     ("studies", "*", "series", "*", "instances", "*"): "instance",
 }
-SUFFIXES: dict[str, Resource] = {"metadata": "metadata", "rendered": "rendered", "thumbnail": "thumbnail"}
+SUFFIXES: dict[str, Resource] = {
+    "metadata": "metadata",
+    "rendered": "rendered",
+    "thumbnail": "thumbnail",
+    "pixeldata": "pixeldata",
+    "bulkdata": "bulkdata",
+}
+READ = ("GET", "HEAD", "OPTIONS")
+STORED_INTO = frozenset({("studies",), ("studies", "*")})
+"""Addresses that take a POST."""
+
+
+def is_root(raw: bytes) -> bool:
+    """Whether this is the service itself, which tells what it offers."""
+    return raw in {b"", b"/"}
+
+
+def allowed(raw: bytes) -> tuple[str, ...]:
+    """The methods of an address in the table; everything outside the table is refused."""
+    if is_root(raw):
+        return READ
+    segments = _segments(raw)
+    if _match(segments) is None:
+        raise NotSupported("there is no such DICOMweb address")
+    return (*READ, "POST") if _shape(segments) in STORED_INTO else READ
 
 
 def parse(method: str, raw: bytes) -> Target:
     """The target of a method and the raw path below the service root; everything outside the table is refused."""
+    segments = _segments(raw)
+    target = _match(segments)
+    if target is None:
+        raise NotSupported("there is no such DICOMweb address")
+    if method == "POST" and _shape(segments) in STORED_INTO:
+        return Target("store", "study", target.study)
+    if method not in {"GET", "HEAD"}:
+        raise MethodNotAllowed(f"{method} is not offered here", allow=allowed(raw))
+    return target
+
+
+def _segments(raw: bytes) -> list[str]:
     if len(raw) > MAX_PATH or not PATH.fullmatch(raw):
         raise BadRequest("the path has characters, segments or a length that no DICOMweb address has")
     segments = raw.decode("ascii").split("/")[1:]
     if any(segment.startswith(".") or segment.endswith(".") or ".." in segment for segment in segments):
         raise BadRequest("the path has a segment that begins or ends with a dot, or has two in a row")
-    target = _match(segments)
-    if target is None:
-        raise NotSupported("there is no such DICOMweb address")
-    if method == "POST" and target.resource in {"search", "retrieve"} and target.level == "study":
-        return Target("store", "study", target.study)
-    if method != "GET":
-        raise MethodNotAllowed(f"{method} is not offered here")
-    return target
+    return segments
+
+
+def _shape(segments: list[str]) -> tuple[str, ...]:
+    return tuple("*" if at % 2 else segment for at, segment in enumerate(segments))
 
 
 def _match(segments: list[str]) -> Target | None:
-    shape = tuple("*" if at % 2 else segment for at, segment in enumerate(segments))
+    shape = _shape(segments)
     if len(segments) in {1, 3, 5} and shape in SEARCHES:
         return Target("search", SEARCHES[shape], *_uids(segments))
     for length in (6, 4, 2):

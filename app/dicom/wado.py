@@ -14,7 +14,7 @@ from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.dicom import accept, document, picture, pixels, relay, rendering
+from app.dicom import accept, document, metadata, picture, pixels, relay, rendering
 from app.dicom.accept import Form, Wanted
 from app.dicom.holdings import Holding, Instance
 from app.dicom.orthanc import Orthanc
@@ -68,18 +68,22 @@ DICOM: Final = "application/dicom"
 PIXEL_DATA: Final = "7FE00010"
 PDF: Final = "1.2.840.10008.5.1.4.1.1.104.1"
 CDA: Final = "1.2.840.10008.5.1.4.1.1.104.2"
+BEYOND_RAW: Final = ("1.2.840.10008.5.1.4.1.1.481.2", "1.2.840.10008.5.1.4.1.1.30")
+"""Doses and parametric maps: the archive has no frames of more than 16 bits."""
 REPORTS: Final = "1.2.840.10008.5.1.4.1.1.88."
 IMAGES: Final = ("image/jpeg", "image/png", "image/gif")
 
 
 async def retrieve(way: Way, request: Request, holding: Holding, target: Target) -> Response:
     """Whole instances: stored bytes where the caller takes them, else in the transfer syntax it asks for."""
-    one = holding.instance(target.series, target.instance)
-    instances = [one] if one else holding.instances(target.series)
+    instances = _instances(holding, target)
     if not instances:
         raise NotFound("the study has no such instances")
-    forms = [Form(DICOM, is_multipart=True), *([Form(DICOM)] if one else [])]
+    forms = [Form(DICOM, is_multipart=True), *([Form(DICOM)] if target.instance else [])]
     for wanted in accept.wanted(request):
+        if wanted.range.type == accept.RELATED and wanted.range.part == OCTETS:
+            # What it meant before the bulk data had an address of its own (PS3.18 section 10.4.4).
+            return await all_bulk_data(way, request, holding, target)
         form = next((form for form in forms if wanted.takes(form)), None)
         syntaxes = [_syntax(instance, wanted.transfer_syntax) for instance in instances] if form else [None]
         if form and all(syntaxes):
@@ -250,19 +254,78 @@ async def _pixel_data(way: Way, request: Request, instance: Instance, target: Ta
     ]
     _, form = accept.select(request, forms)
     location = f"{way.base}{target.path()}/bulkdata/{PIXEL_DATA}"
-    sources: list[str | Made]
-    if packed:
-        # A video is one stream, and the archive calls it one frame.
-        count = 1 if stored in VIDEO_TYPES else instance.frames
-        sources = [f"/instances/{instance.orthanc_id}/frames/{number}/raw" for number in range(count)]
-    elif stored == EXPLICIT_BIG:
-        # Bulk data is little endian (PS3.18 section 8.7.3.3.1).
-        sources = [_made_samples(way, instance, number + 1) for number in range(instance.frames)]
-    else:
-        # Pixel data is a list of fragments to the archive, of one fragment when it is not compressed.
-        sources = [f"{_content_path(instance, target.element)}/0"]
+    sources = _pixel_sources(way, instance)
     syntax = f"; transfer-syntax={stored}" if packed else ""
     return await _sent(way, form, [Piece(f"{form.media_type}{syntax}", source, location) for source in sources])
+
+
+def _pixel_sources(way: Way, instance: Instance) -> Sequence[str | Made]:
+    stored = _stored(instance)
+    if stored in IMAGE_TYPES or stored in VIDEO_TYPES:
+        # A video is one stream, and the archive calls it one frame.
+        count = 1 if stored in VIDEO_TYPES else instance.frames
+        return [f"/instances/{instance.orthanc_id}/frames/{number}/raw" for number in range(count)]
+    if stored == EXPLICIT_BIG:
+        # Bulk data is little endian (PS3.18 section 8.7.3.3.1).
+        return [_made_samples(way, instance, number + 1) for number in range(instance.frames)]
+    # Pixel data is a list of fragments to the archive, of one fragment when it is not compressed.
+    return [f"{_content_path(instance, (PIXEL_DATA,))}/0"]
+
+
+async def all_pixel_data(way: Way, request: Request, holding: Holding, target: Target) -> Response:
+    """Every frame of every image, each in the form in which one alone would be sent."""
+    ranges = [each for each in accept.wanted(request) if each.takes(Form(each.range.part, is_multipart=True))]
+    pieces: list[Piece] = []
+    for instance in _images(holding, target, with_videos=True):
+        address = f"{way.base}{_address(holding, instance)}"
+        if _stored(instance) in VIDEO_TYPES:
+            pieces.extend(_video(instance, ranges, f"{address}/bulkdata/{PIXEL_DATA}"))
+            continue
+        form, syntax = _frame_form(ranges, _stored(instance), is_single=False)
+        if syntax not in {_stored(instance), EXPLICIT_LITTLE}:
+            raise NotAcceptable(f"pixel data is sent as {Form(OCTETS, True)}, or as stored with transfer-syntax=*")
+        media_type = f"{form.media_type}; transfer-syntax={EXPLICIT_LITTLE if syntax in NATIVE else syntax}"
+        for number in range(1, instance.frames + 1):
+            raw = f"/instances/{instance.orthanc_id}/frames/{number - 1}/raw"
+            is_raw = syntax == _stored(instance) and not instance.sop_class.startswith(BEYOND_RAW)
+            source = raw if is_raw else _made_samples(way, instance, number)
+            pieces.append(Piece(media_type, source, f"{address}/frames/{number}"))
+    if not pieces:
+        raise NotFound("there are no images")
+    return await relay.multipart(way, pieces[0].media_type.partition(";")[0], pieces)
+
+
+def _video(instance: Instance, ranges: Sequence[Wanted], location: str) -> list[Piece]:
+    stored = _stored(instance)
+    for wanted in ranges:
+        for media_type in (VIDEO_TYPES[stored], OCTETS):
+            if wanted.takes(Form(media_type, is_multipart=True)) and wanted.transfer_syntax in {None, "*", stored}:
+                source = f"/instances/{instance.orthanc_id}/frames/0/raw"
+                return [Piece(f"{media_type}; transfer-syntax={stored}", source, location)]
+    raise NotAcceptable(f"this video is sent as {Form(VIDEO_TYPES[stored], True)}")
+
+
+async def all_bulk_data(way: Way, request: Request, holding: Holding, target: Target) -> Response:
+    """Every value that the metadata only refers to, under the address it is referred to by."""
+    accept.select(request, [Form(OCTETS, is_multipart=True)])
+    contents = await run_in_threadpool(metadata.read, way.orthanc, holding, target, way.base)
+    pieces = [
+        piece
+        for content, instance in zip(contents, _instances(holding, target), strict=True)
+        for location in metadata.referred(content)
+        for piece in _bulk_pieces(way, instance, location)
+    ]
+    if not pieces:
+        raise NotFound("there is no bulk data")
+    return await relay.multipart(way, OCTETS, pieces)
+
+
+def _bulk_pieces(way: Way, instance: Instance, location: str) -> Iterator[Piece]:
+    element = tuple(location.rpartition("/bulkdata/")[2].split("/"))
+    sources: Iterable[str | Made] = [_content_path(instance, element)]
+    if element == (PIXEL_DATA,):
+        sources = _pixel_sources(way, instance)
+    yield from (Piece(OCTETS, source, location) for source in sources)
 
 
 class Renderer:
@@ -333,7 +396,14 @@ async def _text(way: Way, instance: Instance, form: Form) -> bytes:
     return await run_in_threadpool(document.render, header, form.media_type)
 
 
-def _images(holding: Holding, target: Target) -> list[Instance]:
+def _instances(holding: Holding, target: Target) -> list[Instance]:
     one = holding.instance(target.series, target.instance)
-    instances = [one] if one else holding.instances(target.series)
-    return [each for each in instances if rendering.has_frames(each) and _stored(each) not in VIDEO_TYPES]
+    return [one] if one else holding.instances(target.series)
+
+
+def _images(holding: Holding, target: Target, *, with_videos: bool = False) -> list[Instance]:
+    return [
+        each
+        for each in _instances(holding, target)
+        if rendering.has_frames(each) and (with_videos or _stored(each) not in VIDEO_TYPES)
+    ]

@@ -18,7 +18,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app import errors
 from app.dicom import unread
-from app.errors import BadRequest, IsocenterError, Unauthenticated, Unavailable
+from app.errors import BadRequest, IsocenterError, MethodNotAllowed, Unauthenticated, Unavailable
 from app.fhir import outcome
 from app.main import logs
 
@@ -129,6 +129,8 @@ def _told(error: Exception) -> tuple[int, str, dict[str, str]]:
             return error.status, str(error), {"WWW-Authenticate": 'Bearer realm="isocenter"'}
         case Unavailable():
             return error.status, str(error), {"Retry-After": str(error.retry_after)}
+        case MethodNotAllowed():
+            return error.status, str(error), {"Allow": error.allow}
         case IsocenterError() if error.status < 500:
             return error.status, str(error), {}
         case HTTPException():

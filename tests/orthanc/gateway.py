@@ -13,7 +13,6 @@ from pathlib import Path
 import httpx
 import uvicorn
 from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse
 
 from app.access import Access, parse_scopes
 from app.audit import Record
@@ -22,6 +21,7 @@ from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.orthanc import Orthanc
 from app.errors import IsocenterError, Unauthenticated
 from app.fhir import catalogue, resources
+from app.main.http import translate
 from app.settings import Settings
 from app.store import schema, sync
 from app.store.database import Store
@@ -136,10 +136,7 @@ def application(gateway: Gateway, url: str) -> FastAPI:
 
     app = FastAPI(lifespan=lifespan)
 
-    def told(_request: Request, error: IsocenterError) -> JSONResponse:
-        return JSONResponse({"title": str(error)}, error.status, media_type="application/problem+json")
-
-    app.exception_handler(IsocenterError)(told)
+    app.exception_handler(IsocenterError)(translate)
     app.mount("/dicom-web", Service(gateway, by_bearer, lambda _: f"{url}/dicom-web"))
     in_session = Service(gateway, by_cookie, lambda request: f"{url}/v/{request.path_params['session']}/dicom-web")
     app.mount("/v/{session}/dicom-web", in_session)

@@ -154,7 +154,7 @@ def test_what_is_not_in_the_table_does_not_exist(running: Running, path: str, gr
     assert running.raw("/dicom-web" + path, grant)[0] in {400, 404}
 
 
-@pytest.mark.parametrize("method", ["HEAD", "PUT", "DELETE", "PATCH", "OPTIONS"])
+@pytest.mark.parametrize("method", ["PUT", "DELETE", "PATCH", "TRACE"])
 def test_other_methods_are_not_offered(running: Running, method: str) -> None:
     for path in (f"/studies/{U}", "/studies", f"/studies/{U}/metadata"):
         assert running.raw("/dicom-web" + path, method=method)[0] == 405

@@ -6,11 +6,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.dicom.paths import Target, parse
+from app.dicom.paths import Target, allowed, is_root, parse
 from app.errors import BadRequest, MethodNotAllowed, NotSupported
 
 uids = st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,6}){0,7}", fullmatch=True)
-SUFFIXES = ("metadata", "rendered", "thumbnail")
 
 
 @given(uids, uids, uids, st.lists(st.integers(1, 999999), min_size=1, max_size=20))
@@ -55,9 +54,9 @@ def test_what_no_address_looks_like_is_a_bad_request(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/patients", "/studies/1/frames/1", "/studies/1/series/2/frames/1", "/studies/1/series/2/instances/3/tags",
-     "/studies/1/series/2/series", "/studies/1/metadata/x", "/instances/1", "/series/1", "/studies/1/bulkdata/7FE00010",
+     "/studies/1/series/2/series", "/studies/1/metadata/x", "/instances/1", "/series/1", "/studies/1/bulkdata/7FE00010", "/studies/1/series/2/pixeldata/1",
      "/studies/1/series/2/instances/3/frames/1,2/rendered", "/studies/1/series/2/instances/3/frames/1/x",
-     "/Studies/1", "/studies/1/series/2/instances/3/bulkdata"],
+     "/Studies/1", "/studies/1/series/2/instances/3/frames/1/pixeldata"],
 )  # fmt: skip
 def test_what_is_not_in_the_table_is_not_there(path: str) -> None:
     with pytest.raises(NotSupported):
@@ -70,6 +69,38 @@ def test_only_studies_take_a_post() -> None:
     for path in (b"/series", b"/studies/1.2/series", b"/studies/1.2/metadata"):
         with pytest.raises(MethodNotAllowed):
             parse("POST", path)
+
+
+@pytest.mark.parametrize("level", ["/studies/1", "/studies/1/series/2", "/studies/1/series/2/instances/3"])
+def test_pixel_data_and_bulk_data_are_also_asked_for_as_a_whole(level: str) -> None:
+    for name in ("pixeldata", "bulkdata"):
+        target = parse("GET", f"{level}/{name}".encode())
+        assert (target.resource, target.path(), target.element) == (name, level, ())
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "PURGE"])
+def test_another_method_is_told_the_ones_there_are(method: str) -> None:
+    for path, allow in ((b"/studies", "GET, HEAD, OPTIONS, POST"), (b"/studies/1/metadata", "GET, HEAD, OPTIONS")):
+        with pytest.raises(MethodNotAllowed) as caught:
+            parse(method, path)
+        assert caught.value.allow == allow
+    with pytest.raises(NotSupported):
+        parse(method, b"/patients")
+
+
+def test_a_head_is_asked_as_its_get() -> None:
+    assert parse("HEAD", b"/studies/1/metadata") == parse("GET", b"/studies/1/metadata")
+
+
+def test_the_service_itself_is_no_target_but_is_allowed_to_be_asked() -> None:
+    assert is_root(b"")
+    assert is_root(b"/")
+    assert not is_root(b"/studies")
+    assert allowed(b"/") == ("GET", "HEAD", "OPTIONS")
+    assert "POST" in allowed(b"/studies/1.2")
+    assert "POST" not in allowed(b"/studies/1.2/series")
+    with pytest.raises(NotSupported):
+        allowed(b"/patients")
 
 
 def test_bulk_data_is_addressed_by_tags_and_items() -> None:

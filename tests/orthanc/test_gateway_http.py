@@ -1,0 +1,180 @@
+"""The gateway as an HTTP server: methods, what it says of itself, whole collections (RFC 9110, PS3.18 8.9, 10.4)."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from email.parser import BytesParser
+from email.policy import HTTP
+from xml.etree import ElementTree
+
+import httpx
+import pytest
+
+from app.dicom import capabilities, paths
+from tests.orthanc.conftest import Orthanc as Archive
+from tests.orthanc.gateway import Running, U, fill, serving
+
+pytestmark = pytest.mark.orthanc
+
+STUDY, SERIES, INSTANCE = f"/dicom-web/studies/{U}", f"/series/{U}.1", f"/instances/{U}.1.1"
+ONE = STUDY + SERIES + INSTANCE
+GETS = (
+    "/dicom-web/studies", f"{STUDY}/series", STUDY, STUDY + SERIES, ONE, f"{ONE}/metadata", f"{STUDY}/rendered",
+    f"{ONE}/thumbnail", f"{ONE}/frames/1", f"{ONE}/frames/1,2", f"{ONE}/frames/1/rendered", f"{ONE}/bulkdata/7FE00010",
+    f"{ONE}/bulkdata", f"{STUDY}/pixeldata",
+)  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def running(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    with serving(orthanc, tmp_path_factory.mktemp("gateway")) as running:
+        for study in list(running.archive.study_ids()):
+            running.archive.delete_study(study)
+        fill(running.archive, running.store)
+        yield running
+        for study in list(running.archive.study_ids()):
+            running.archive.delete_study(study)
+
+
+@pytest.fixture
+def client(running: Running) -> Iterator[httpx.Client]:
+    with running.client() as client:
+        yield client
+
+
+def parts(response: httpx.Response) -> list[tuple[str, str, bytes]]:
+    """Content type, location and bytes of each part."""
+    head = f"Content-Type: {response.headers['content-type']}\r\n\r\n".encode()
+    message = BytesParser(policy=HTTP).parsebytes(head + response.content)
+    return [
+        (part["content-type"].replace('"', ""), part["content-location"], part.get_payload(decode=True))
+        for part in message.iter_parts()  # type: ignore[attr-defined]
+    ]
+
+
+# RFC 9110 section 9: methods
+
+
+@pytest.mark.parametrize("path", GETS)
+def test_a_head_has_the_headers_of_its_get_and_no_body(running: Running, client: httpx.Client, path: str) -> None:
+    whole, head = client.get(path), client.head(path)
+    assert (head.status_code, head.content) == (200, b"")
+    ignored = {"date", "transfer-encoding", "connection"}
+    told = [
+        {name: value.partition("; boundary=")[0] for name, value in each.headers.items() if name not in ignored}
+        for each in (whole, head)
+    ]
+    # A server may leave out the length of what it has not made (RFC 9110 section 9.3.2).
+    assert told[0] | told[1] == told[0]
+    status, body = running.raw(path, method="HEAD")
+    assert (status, body) == (200, b"")
+
+
+def test_a_head_of_what_is_refused_is_refused_alike(running: Running, client: httpx.Client) -> None:
+    for path, status in (
+        (f"{ONE}/frames/9", 404),
+        ("/dicom-web/studies/1.2.34", 403),
+        (f"{STUDY}/x", 404),
+        ("/dicom-web/studies/..", 400),
+    ):
+        assert running.raw(path, method="HEAD") == (status, b""), path
+    assert client.head(f"{ONE}/frames/1", headers={"Accept": "image/png"}).status_code == 406
+
+
+def test_a_head_of_a_large_answer_leaves_no_connection_behind(running: Running, client: httpx.Client) -> None:
+    for _ in range(12):
+        assert client.head(STUDY).status_code == 200
+    assert client.get(f"{ONE}/frames/1").status_code == 200
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "POST"])
+def test_a_method_that_is_not_offered_is_answered_with_those_that_are(running: Running, method: str) -> None:
+    with running.client("nobody") as client:
+        for path in (f"{STUDY}/metadata", f"{ONE}/frames/1", "/dicom-web/series", "/dicom-web/"):
+            response = client.request(method, path)
+            assert (response.status_code, response.headers["allow"]) == (405, "GET, HEAD, OPTIONS"), path
+        assert client.request(method, "/dicom-web/patients").status_code == 404
+
+
+def test_what_an_address_takes_is_told_without_a_credential(running: Running) -> None:
+    with running.client("nobody") as client:
+        for path, allow in (("/studies", "GET, HEAD, OPTIONS, POST"), (f"/studies/{U}/metadata", "GET, HEAD, OPTIONS")):
+            response = client.options(f"/dicom-web{path}")
+            assert (response.status_code, response.content) == (204, b"")
+            assert response.headers["allow"] == allow
+        assert client.options("/dicom-web/studies/1.2.34/metadata").status_code == 204
+        assert client.options("/dicom-web/patients").status_code == 404
+        assert client.options("/dicom-web/studies/../x").status_code in {400, 404}
+
+
+# PS3.18 section 8.9: capabilities
+
+
+def test_the_service_describes_every_address_of_its_table(running: Running) -> None:
+    with running.client("nobody") as client:
+        for response in (client.options("/dicom-web/"), client.get("/dicom-web/")):
+            assert response.headers["content-type"] == capabilities.WADL
+            root = ElementTree.fromstring(response.content)
+            space = {"w": capabilities.NAMESPACE}
+            (resources,) = root.findall("w:resources", space)
+            assert resources.get("base") == f"{running.url}/dicom-web"
+            found = {
+                (method.get("name"), resource.get("path"))
+                for resource in resources.findall("w:resource", space)
+                for method in resource.findall("w:method", space)
+            }
+            assert found == {(method.name, method.path) for method in capabilities.methods()}
+
+
+def test_every_described_address_is_in_the_table_and_every_row_of_the_table_is_described() -> None:
+    described = list(capabilities.methods())
+    filled = {"{StudyInstanceUID}": "1", "{SeriesInstanceUID}": "2", "{SOPInstanceUID}": "3", "{frames}": "1"}
+    for method in described:
+        path = method.path
+        for name, value in filled.items():
+            path = path.replace(name, value)
+        assert paths.parse(method.name, f"/{path}".encode()).resource == method.resource, path
+    assert len({method.id for method in described}) == len(described)
+    assert len(described) == len(paths.SEARCHES) + len(paths.OBJECTS) * (1 + len(paths.SUFFIXES)) + 3 + 2
+
+
+def test_the_description_also_comes_as_json_and_in_no_other_form(client: httpx.Client) -> None:
+    described = client.options("/dicom-web/", headers={"Accept": "application/json"}).json()
+    studies = next(each for each in described["resources"] if each["path"] == "studies")
+    assert {method["name"] for method in studies["methods"]} == {"GET", "POST"}
+    assert client.options("/dicom-web/", headers={"Accept": "text/html"}).status_code == 406
+
+
+# PS3.18 section 10.4.1.1: bulk data and pixel data as a whole
+
+
+def test_the_pixel_data_of_a_study_is_one_part_for_each_frame(running: Running, client: httpx.Client) -> None:
+    for path, count in ((STUDY, 12), (STUDY + SERIES, 6), (ONE, 3)):
+        found = parts(client.get(f"{path}/pixeldata"))
+        assert len(found) == count
+        for kind, location, content in found:
+            assert kind == "application/octet-stream; transfer-syntax=1.2.840.10008.1.2.1"
+            assert content == location.split("/instances/")[1].split("/")[0].encode().ljust(32, b".")
+            assert client.get(location.removeprefix(running.url)).status_code == 200
+
+
+@pytest.mark.parametrize("accept", ["*/*", 'multipart/related; type="application/octet-stream"'])
+def test_all_bulk_data_comes_under_the_addresses_of_the_metadata(client: httpx.Client, accept: str) -> None:
+    metadata = client.get(f"{STUDY}/metadata").json()
+    found = parts(client.get(f"{STUDY}/bulkdata", headers={"Accept": accept}))
+    assert [location for _, location, _ in found] == [one["7FE00010"]["BulkDataURI"] for one in metadata]
+    assert {len(content) for _, _, content in found} == {96}
+    if accept != "*/*":
+        assert [each[1:] for each in parts(client.get(STUDY, headers={"Accept": accept}))] == [
+            each[1:] for each in found
+        ]
+    assert client.get(f"{STUDY}/bulkdata", headers={"Accept": "image/png"}).status_code == 406
+
+
+def test_each_part_of_a_retrieve_says_whose_it_is(running: Running, client: httpx.Client) -> None:
+    found = parts(client.get(STUDY))
+    assert [location for _, location, _ in found] == [
+        f"{running.url}{STUDY}/series/{U}.{series}/instances/{U}.{series}.{number}"
+        for series in (1, 2)
+        for number in (1, 2)
+    ]
