@@ -1,5 +1,5 @@
 // One series of an Isocenter server as a stack: QIDO-RS finds it, WADO-RS metadata describes it, frames are its pixels.
-import { Enums, RenderingEngine, init as initCore } from '@cornerstonejs/core';
+import { Enums, RenderingEngine, init as initCore, utilities } from '@cornerstonejs/core';
 import { init as initLoader, wadors } from '@cornerstonejs/dicom-image-loader';
 import {
   Enums as ToolEnums,
@@ -81,16 +81,19 @@ async function makeViewport() {
 }
 
 function describe() {
-  const { lower, upper } = viewport.getProperties().voiRange;
+  const { lower, upper } = viewport.getProperties().voiRange ?? {};
+  if (lower === undefined) return;
   const place = `image ${viewport.getCurrentImageIdIndex() + 1} of ${viewport.getImageIds().length}`;
-  say(`${place}, window ${Math.round(upper - lower)} / ${Math.round((upper + lower) / 2)}`);
+  const { windowWidth, windowCenter } = utilities.windowLevel.toWindowLevel(lower, upper);
+  say(`${place}, window ${Math.round(windowWidth)} / ${Math.round(windowCenter)}`);
 }
 
 async function show() {
   const study = `${element('server').value.replace(/\/+$/, '')}/dicom-web/studies/${element('study').value}`;
   const series = `${study}/series/${await seriesOf(study, element('series').value)}`;
-  const images = await imagesOf(series);
+  // First, because the loader forgets what it knows of images when it starts.
   viewport ??= await makeViewport();
+  const images = await imagesOf(series);
   await viewport.setStack(images, Math.floor(images.length / 2));
   viewport.render();
 }
