@@ -62,8 +62,10 @@ def of(connection: Connection, settings: Settings, seen: Seen) -> Standing:
     read, swept, waiting = sync.position(connection, CHANGES), truth.state(connection), truth.waiting(connection)
     studies, instances = truth.totals(connection)
     behind = None if seen.last is None else max(0, seen.last - read.value)
+    # Without a server nobody reads the log, and a comparison down to every instance lacks nothing that stands in it.
+    unread = behind if behind and read.epoch else 0
     return Standing(
-        state=_state(settings, swept, seen, waiting.studies + (behind or 0)),
+        state=_state(settings, swept, seen, waiting.studies + unread),
         cursor=read.value,
         epoch=read.epoch,
         lag=round(max(0, now() - waiting.since) / 1000, 3) if waiting.since else 0.0,
