@@ -52,6 +52,11 @@ class Mint:
     secrets: list[str] = field(default_factory=list[str])
     """Every token and cookie there is: none may be in a log."""
 
+    def register(self) -> None:
+        """The app that all of it is for."""
+        registered = Client(CLIENT, "Hostile", "symmetric", scope="system/*.rs")
+        self.world.store.transact(lambda tx: clients.ensure_client(tx, registered))
+
     def grant(
         self, scope: str, *, patient: Person | None = None, studies: list[str] | None = None, seconds: int = HOUR
     ) -> str:
@@ -100,9 +105,8 @@ def reading(*studies: Seeded) -> Rights:
 
 def minted(world: World) -> tuple[list[Credential], Mint]:
     """All of them."""
-    registered = Client(CLIENT, "Hostile", "symmetric", scope="system/*.rs")
-    world.store.transact(lambda tx: clients.ensure_client(tx, registered))
     mint = Mint(world)
+    mint.register()
     return [*_none(mint), *_bound(mint), *_cookies(mint)], mint
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -129,7 +129,18 @@ class World:
 
 @contextmanager
 def seeded(server: Server, folder: Path, port: int) -> Iterator[World]:
-    """Fill the archive, and let the worker's own code tell the store of it."""
+    """The four studies, in the archive and known to the store."""
+    with empty(server, folder, port) as world:
+        fill(world, [one for study in STUDIES for one in objects(study)])
+        with world.store.read() as connection:
+            for study in STUDIES:
+                [world.held[study]] = studies.with_uid(connection, study.uid)
+        yield world
+
+
+@contextmanager
+def empty(server: Server, folder: Path, port: int) -> Iterator[World]:
+    """A migrated store beside the archive; what comes into the archive meanwhile is deleted in the end."""
     settings = Settings(
         port=port,
         public_url=f"http://localhost:{port}",
@@ -143,31 +154,26 @@ def seeded(server: Server, folder: Path, port: int) -> Iterator[World]:
     prepare(settings)
     store = Store(settings.database)
     with Orthanc(server.url, server.username, server.password) as archive:
-        world = World(settings, store, archive)
+        before = set(archive.study_ids())
         try:
-            _fill(world)
-            yield world
+            yield World(settings, store, archive)
         finally:
-            for seeded_study in world.held.values():
-                archive.delete_study(seeded_study.orthanc_id)
+            for study_id in set(archive.study_ids()) - before:
+                archive.delete_study(study_id)
             store.close()
 
 
-def _fill(world: World) -> None:
-    ids = {study: {_stored(world.archive, one) for one in objects(study)} for study in STUDIES}
-    marks = [orthanc_id for each in ids.values() for orthanc_id in each]
-    assert len(marks) == len(STUDIES)
+def fill(world: World, datasets: Iterable[Dataset]) -> None:
+    """Store images, and make them known."""
+    know(world, {world.archive.store(part10(dataset)).study_orthanc_id for dataset in datasets})
+
+
+def know(world: World, marks: Iterable[str]) -> None:
+    """Let the worker's own code tell the store of studies that are in the archive."""
     world.store.transact(lambda tx: sync.mark(tx, marks, "seeded"))
     at = Archive(world.store, world.archive, site.of(world.settings))
     while arrivals.rebuild_one(at):
         pass
-    with world.store.read() as connection:
-        for study in STUDIES:
-            [world.held[study]] = studies.with_uid(connection, study.uid)
-
-
-def _stored(archive: Orthanc, dataset: Dataset) -> str:
-    return archive.store(part10(dataset)).study_orthanc_id
 
 
 def standing_alone(secret: bytes) -> re.Pattern[bytes]:
