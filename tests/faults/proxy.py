@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import re
 import socket
 import struct
 import threading
@@ -12,6 +13,7 @@ from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Self
 
+LENGTH = re.compile(rb"content-length: *(\d+)", re.IGNORECASE)
 PIECE = 1400
 """What a slow network carries at once: about one packet."""
 AT_ONCE = struct.pack("ii", 1, 0)
@@ -31,6 +33,8 @@ class _State:
     """Answers to requests that say this are kept back."""
     kept: int = 0
     passing: asyncio.Event = field(default_factory=asyncio.Event)
+    said: bytes | None = None
+    """What every request is answered with, instead of what stands behind."""
     writers: set[asyncio.StreamWriter] = field(default_factory=set)
     tasks: set[asyncio.Task[None]] = field(default_factory=set)
 
@@ -107,6 +111,16 @@ class Proxy:
 
         self._change(now)
 
+    def say(self, status: str, body: bytes, media_type: str = "application/json") -> None:
+        """Answer every request on new connections with this; whoever stands behind hears nothing of it."""
+
+        def now() -> None:
+            head = f"HTTP/1.1 {status}\r\nContent-Type: {media_type}\r\nContent-Length: {len(body)}\r\n\r\n"
+            self._state.said = head.encode() + body
+            self._reset()
+
+        self._change(now)
+
     @property
     def keeps(self) -> int:
         """How many answers have been kept back so far."""
@@ -143,7 +157,7 @@ class Proxy:
 
     def _restore(self) -> None:
         self._state.refused, self._state.delay, self._state.left = False, 0.0, None
-        self._state.word = b""
+        self._state.word, self._state.said = b"", None
         self._state.passing.set()
         self._state.flowing.set()
 
@@ -158,6 +172,11 @@ class Proxy:
         task.add_done_callback(self._state.tasks.discard)
         if self._state.refused:
             _abort(writer)
+            return
+        if self._state.said is not None:
+            self._state.writers.add(writer)
+            await self._talk(reader, writer)
+            self._state.writers.discard(writer)
             return
         try:
             behind, to = await asyncio.open_connection("127.0.0.1", self._target)
@@ -198,6 +217,16 @@ class Proxy:
                         return
                     sink.write(piece)
                     await sink.drain()
+
+    async def _talk(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError, asyncio.IncompleteReadError):
+            while (said := self._state.said) is not None:
+                head = await reader.readuntil(b"\r\n\r\n")
+                if found := LENGTH.search(head):
+                    await reader.readexactly(int(found[1]))
+                writer.write(said)
+                await writer.drain()
+        _abort(writer)
 
     def _pieces(self, data: bytes) -> list[bytes]:
         size = PIECE if self._state.delay or self._state.left is not None else len(data)

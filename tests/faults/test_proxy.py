@@ -103,3 +103,21 @@ def test_an_answer_is_kept_back_of_the_requests_that_say_a_word(network: Proxy, 
     network.restore()
     asked.join(5)
     assert answers == [BODY]
+
+
+def test_nonsense_is_said_instead_of_the_answer_until_the_network_is_restored(network: Proxy) -> None:
+    def asked() -> tuple[int, bytes]:
+        answer = httpx.post(f"http://127.0.0.1:{network.port}/", content=b"x" * 10_000, trust_env=False)
+        return answer.status_code, answer.content
+
+    network.say("200 OK", b"{nonsense")
+    assert [asked() for _ in range(2)] == [(200, b"{nonsense")] * 2
+    network.say("500 Internal Server Error", b"")
+    assert asked() == (500, b"")
+    network.restore()
+    assert httpx.get(f"http://127.0.0.1:{network.port}/", trust_env=False).content == BODY
+
+
+def test_nonsense_is_said_on_connections_that_stay_open(network: Proxy, client: httpx.Client) -> None:
+    network.say("200 OK", b"[]")
+    assert [client.get("/").content for _ in range(3)] == [b"[]"] * 3
