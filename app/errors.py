@@ -135,6 +135,10 @@ class ArchiveUnavailable(Unavailable):
     """The image archive does not answer."""
 
 
+class ArchiveFailed(ArchiveUnavailable):
+    """The image archive answers, but not to this."""
+
+
 class ConfigurationError(IsocenterError):
     """The configuration cannot be used; the message says what to do."""
 

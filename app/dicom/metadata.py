@@ -12,6 +12,9 @@ from app.dicom.paths import Target
 RETRIEVE_URL = "00081190"
 SPECIFIC_CHARACTER_SET = "00080005"
 STUDY, SERIES, SOP, PATIENT_ID = "0020000D", "0020000E", "00080018", "00100020"
+ROWS, PIXEL_DATA = "00280010", "7FE00010"
+PACKED = ("1.2.840.10008.1.2.4.", "1.2.840.10008.1.2.5")
+"""Transfer syntaxes, by the start of their UID, whose pixel data is compressed."""
 INLINE = 1024
 """Larger binary values are referred to, smaller ones stand in the text."""
 
@@ -58,6 +61,9 @@ def _from_file(orthanc: Orthanc, instance: Instance) -> Json:
 def _addressed(content: Json, holding: Holding, instance: Instance, base: str) -> Json:
     path = f"{base}/studies/{holding.study_uid}/series/{instance.series_uid}/instances/{instance.sop_uid}"
     rewritten = _rewritten(content, f"{path}/bulkdata", ())
+    if ROWS in rewritten and PIXEL_DATA not in rewritten and instance.transfer_syntax.startswith(PACKED):
+        # The archive leaves it out where it is compressed.
+        rewritten[PIXEL_DATA] = {"vr": "OB", "BulkDataURI": f"{path}/bulkdata/{PIXEL_DATA}"}
     if SPECIFIC_CHARACTER_SET in rewritten:
         rewritten[SPECIFIC_CHARACTER_SET] = {"vr": "CS", "Value": ["ISO_IR 192"]}
     return rewritten | {RETRIEVE_URL: {"vr": "UR", "Value": [path]}}

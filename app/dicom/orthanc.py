@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 import orjson
 
 from app.dicom.wire import Body, Wire
-from app.errors import ArchiveUnavailable, BadRequest, IsocenterError, NotFound
+from app.errors import ArchiveFailed, ArchiveUnavailable, BadRequest, IsocenterError, NotFound
 
 if TYPE_CHECKING:
     from pydicom.dataset import Dataset, FileDataset
@@ -249,4 +249,4 @@ def refuse(status: int) -> None:
         raise ArchiveUnavailable("the archive refuses our credential")
     if status < 500:
         raise BadRequest(f"the archive refuses the request ({status})")
-    raise ArchiveUnavailable(f"the archive failed ({status})")
+    raise ArchiveFailed(f"the archive failed ({status})")

@@ -25,7 +25,7 @@ from starlette.concurrency import run_in_threadpool
 
 from app.dicom.holdings import Instance
 from app.dicom.relay import Way
-from app.errors import BadRequest, NotAcceptable, NotFound
+from app.errors import ArchiveFailed, BadRequest, NotAcceptable, NotFound
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -141,8 +141,8 @@ async def _head(way: Way, path: str) -> tuple[bytes, bool]:
 async def _all(way: Way, path: str) -> bytes:
     try:
         opened = await way.upstream.open(path)
-    except BadRequest as error:
-        raise NotAcceptable("the archive cannot decode this object") from error
+    except (BadRequest, ArchiveFailed) as error:
+        raise NotAcceptable("this object cannot be decoded") from error
     content = bytearray()
     try:
         async for chunk in opened.chunks():

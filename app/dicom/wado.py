@@ -21,7 +21,7 @@ from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
 from app.dicom.relay import Made, Piece, Transcoding, Way
 from app.dicom.rendering import Asked
-from app.errors import BadRequest, NotAcceptable, NotFound
+from app.errors import ArchiveFailed, BadRequest, NotAcceptable, NotFound
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
 EXPLICIT_LITTLE: Final = "1.2.840.10008.1.2.1"
@@ -142,8 +142,8 @@ async def frames(way: Way, request: Request, instance: Instance, target: Target)
     ]
     try:
         return await _sent(way, form, pieces)
-    except BadRequest:
-        # The archive has no frames of more than 16 bits, nor of floating point numbers.
+    except (BadRequest, ArchiveFailed):
+        # The archive has no frames of more than 16 bits nor of floating point, and fails where it finds no pixels.
         made = [
             Piece(piece.media_type, _made_samples(way, instance, number), piece.location)
             for piece, number in zip(pieces, target.frames, strict=True)
@@ -213,16 +213,18 @@ def _made_samples(way: Way, instance: Instance, number: int) -> Made:
 
 def _samples(orthanc: Orthanc, instance: Instance, numbers: Iterable[int]) -> list[bytes]:
     content = relay.transcoded(orthanc, instance.orthanc_id, EXPLICIT_LITTLE)
-    dataset = pydicom.dcmread(BytesIO(content))
-    bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
-    size = bits // 8
-    return [dataset.PixelData[(number - 1) * size : number * size] for number in numbers]
+    with pixels.honestly():
+        dataset = pydicom.dcmread(BytesIO(content))
+        bits = dataset.Rows * dataset.Columns * dataset.SamplesPerPixel * dataset.BitsAllocated
+        size = bits // 8
+        return [dataset.PixelData[(number - 1) * size : number * size] for number in numbers]
 
 
 def _compressed(orthanc: Orthanc, instance: Instance, numbers: Iterable[int], syntax: str) -> list[bytes]:
-    dataset = pydicom.dcmread(BytesIO(relay.transcoded(orthanc, instance.orthanc_id, syntax)))
-    found = list(generate_frames(dataset.PixelData, number_of_frames=instance.frames))
-    return [found[number - 1] for number in numbers]
+    content = relay.transcoded(orthanc, instance.orthanc_id, syntax)
+    with pixels.honestly():
+        found = list(generate_frames(pydicom.dcmread(BytesIO(content)).PixelData, number_of_frames=instance.frames))
+        return [found[number - 1] for number in numbers]
 
 
 async def bulk_data(way: Way, request: Request, instance: Instance, target: Target) -> Response:
@@ -292,7 +294,10 @@ async def all_pixel_data(way: Way, request: Request, holding: Holding, target: T
             pieces.append(Piece(media_type, source, f"{address}/frames/{number}"))
     if not pieces:
         raise NotFound("there are no images")
-    return await relay.multipart(way, pieces[0].media_type.partition(";")[0], pieces)
+    try:
+        return await relay.multipart(way, pieces[0].media_type.partition(";")[0], pieces)
+    except (BadRequest, ArchiveFailed) as error:
+        raise NotAcceptable("the pixel data cannot be read: ask for the bulk data") from error
 
 
 def _video(instance: Instance, ranges: Sequence[Wanted], location: str) -> list[Piece]:
