@@ -87,8 +87,9 @@ def trouble(connection: Connection, settings: Settings) -> str:
     """What a person must know or do about keeping in step; empty when nothing."""
     swept = truth.state(connection)
     if swept.hold:
+        counted = f" ({swept.missing} missing)" if swept.missing else ""
         return (
-            f"nothing is withdrawn: {swept.hold} ({swept.missing} missing). Bring them back, or accept it with "
+            f"nothing is withdrawn: {swept.hold}{counted}. Bring them back, or accept it with "
             "`isocenter sync reconcile --accept-missing`"
         )
     if _is_stalled(settings, swept):

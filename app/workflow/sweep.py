@@ -283,7 +283,7 @@ def turns(at: Archive, owner: str) -> Callable[[], float]:
             epoch = sync.position(connection, "changes").epoch
         if request is not None and not _served(led, request):
             return SOON
-        if _due(at.site.settings, known) or _fewer(at, glance):
+        if _due(at.site.settings, known) or _noticed(at, glance, held=bool(known.hold)):
             full = known.full_at < _night(at.site.settings) or known.full_epoch != epoch
             carry_out(led, thorough=full)
         return PAUSE if request is None else PAUSE / 4
@@ -302,8 +302,8 @@ def _night(settings: Settings) -> int:
     return int((hour if hour <= here else hour - timedelta(days=1)).timestamp() * 1000)
 
 
-def _fewer(at: Archive, glance: _Glance) -> bool:
-    """Whether the archive, other than at the last glance, holds less than is told of."""
+def _noticed(at: Archive, glance: _Glance, *, held: bool) -> bool:
+    """Whether the archive, other than at the last glance, lacks something; or, when withdrawals are held, no more."""
     begun = time.monotonic()
     if begun < glance.due:
         return False
@@ -313,7 +313,8 @@ def _fewer(at: Archive, glance: _Glance) -> bool:
     seen = int(totals["CountStudies"]), int(totals["CountInstances"])
     before, glance.totals = glance.totals, seen
     glance.due = time.monotonic() + max(GLANCE_SECONDS, (time.monotonic() - begun) / GLANCE_SHARE)
-    return seen != before and any(one < other for one, other in zip(seen, ours, strict=True))
+    lacks = any(one < other for one, other in zip(seen, ours, strict=True))
+    return seen != before and lacks != held
 
 
 # --- requests of people ----------------------------------------------------------------------------------------
@@ -334,8 +335,17 @@ def _reconcile(led: Lead, request: Request) -> bool:
     asked = request.detail
     accepted = Accepted(asked.get("reason", "unknown")) if asked.get("accept_missing") else None
     before = carry_out(led, thorough=True, accepted=accepted)
-    led.write(lambda connection: _begun(connection, led, request, before=told(before)))
+    if before.left:
+        led.write(lambda connection: _begun(connection, led, request, before=told(before)))
+    else:
+        # Nothing was marked, so a second comparison would read the same again.
+        led.write(lambda connection: _agreed(connection, led, request, told(before)))
     return False
+
+
+def _agreed(connection: Connection, led: Lead, request: Request, found: dict[str, Any]) -> None:
+    requests.take(connection, request, led.owner, marked=now(), studies=0)
+    requests.finish(connection, request, before=found, after=found, failing=truth.waiting(connection).failing)
 
 
 def _rebuild(led: Lead, request: Request) -> bool:

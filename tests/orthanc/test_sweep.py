@@ -20,6 +20,7 @@ from app.workflow import arrivals, changes, sweep
 from app.workflow.arrivals import Archive
 from tests.faults.proxy import Proxy
 from tests.orthanc.hospital import Hospital, both, lite
+from tests.orthanc.test_changes import requests as requests_of
 from tests.processes import free_port, wait_until
 
 __all__ = ["both", "lite"]
@@ -333,6 +334,25 @@ def test_a_deletion_is_noticed_at_a_glance_without_waiting_for_the_sweep(
     assert last(lite).missing == 1
 
 
+def test_a_hold_ends_at_a_glance_when_everything_is_back(lite: Hospital, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sweep, "GLANCE_SECONDS", 0)
+    monkeypatch.setattr(sweep, "GLANCE_SHARE", 1e6)
+    uids = published(lite, 3)
+    turn = turned(lite)
+    turn()
+    delete(lite, uids)
+    turn()
+    turn()
+    assert last(lite).hold == sweep.EMPTIED
+    lite.send(image(lite, uids[0]))
+    turn()
+    assert last(lite).hold == sweep.EMPTIED
+    lite.send(*(image(lite, one) for one in uids))
+    turn()
+    assert last(lite).hold == ""
+    assert statuses(lite) == {"available"}
+
+
 # --- requests ------------------------------------------------------------------------------------------------------
 
 
@@ -368,12 +388,24 @@ def test_a_person_who_asks_gets_the_drift_before_and_after(both: Hospital) -> No
     assert asked(both, "reconcile") != request
 
 
+def test_where_nothing_differs_every_instance_is_read_once(both: Hospital) -> None:
+    published(both, 2)
+    request, turn = asked(both, "reconcile"), turned(both)
+    asked_of = requests_of(both)
+    turn()
+    found = answered(both, request)
+    assert found.done is not None
+    assert found.answer["before"] == found.answer["after"]
+    assert (found.answer["after"]["total"], found.answer["after"]["level"]) == (0, "instances")
+    assert asked_of.count("/tools/bulk-content") == 1
+
+
 @contextmanager
 def looking(at: Hospital) -> Generator[None]:
     """Somebody looks at the study that is due, has read it, and publishes it when this ends."""
     port, login = int(at.server.url.rsplit(":", 1)[1]), (at.server.username, at.server.password)
     with Proxy(port) as network, Client(f"http://127.0.0.1:{network.port}", *login) as slow:
-        network.keep_back(b"/tags")
+        network.keep_back(b"tags")
         at.hurry()
         look = threading.Thread(target=arrivals.rebuild_one, args=(Archive(at.store, slow, at.archive.site),))
         look.start()
@@ -411,8 +443,11 @@ def test_what_a_look_publishes_that_began_before_the_comparison_is_looked_at_aga
 
 def test_nobody_is_told_that_nothing_differs_while_a_look_is_under_way(both: Hospital) -> None:
     published(both, 1)
+    both.send(image(both, "1.8.1"))
+    unnoticed(both)
     request, turn = asked(both, "reconcile"), turned(both)
     turn()
+    both.rebuild()
     both.send(image(both, "1.7.0", 2))
     both.poll()
     with looking(both):
