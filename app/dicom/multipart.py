@@ -216,7 +216,8 @@ class PartReader:
 
     async def _another(self, chunks: AsyncIterator[bytes]) -> bool:
         """Whether a part follows the boundary just read; what follows it on its line may only be space."""
-        while (end := self._buffer.find(b"\r\n")) < 0 and len(self._buffer) <= self._limits.header:
+        most = self._limits.header + 2
+        while (end := self._buffer.find(b"\r\n", 0, most)) < 0 and len(self._buffer) < most:
             if not await self._more(chunks):
                 break
         line = bytes(self._buffer[: end if end >= 0 else None])
@@ -229,8 +230,9 @@ class PartReader:
         return True
 
     async def _head(self, chunks: AsyncIterator[bytes]) -> bytes:
-        while (at := self._buffer.find(b"\r\n\r\n", 0, self._limits.header + 4)) < 0:
-            if len(self._buffer) > self._limits.header:
+        most = self._limits.header + 4
+        while (at := self._buffer.find(b"\r\n\r\n", 0, most)) < 0:
+            if len(self._buffer) >= most:
                 raise BadRequest("the headers of a part are too long")
             await self._must_have_more(chunks)
         head = bytes(self._buffer[:at])

@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from app.dicom.multipart import Limits, MediaType, PartReader, content_type, media_types, part_head, tail
 from app.dicom.spool import Spool
-from app.errors import BadRequest
+from app.errors import BadRequest, TooLarge
 
 LIMITS = Limits(body=1 << 20, part=1 << 19, parts=50)
 MARK = "mark"
+DICOM, LENGTH = "application/dicom", "it has another length than it tells"
+FUZZ = int(os.environ.get("ISOCENTER_FUZZ", "150"))
 
 
 def read(body: bytes, size: int, mark: str = MARK) -> list[bytes]:
@@ -87,3 +90,86 @@ def test_no_text_breaks_the_header_parser(text: str) -> None:
         media_types(text)
     except BadRequest:
         return
+
+
+def parts_of(body: bytes, mark: str = MARK, size: int = 11) -> list[tuple[str, bytes, str]]:
+    async def chunks() -> AsyncIterator[bytes]:
+        for at in range(0, len(body), size):
+            yield body[at : at + size]
+
+    spool = Spool()
+    try:
+        parts = asyncio.run(PartReader(mark, LIMITS, spool).read(chunks(), MediaType("application/dicom")))
+        return [(part.media_type.type, b"".join(part.content), part.fault) for part in parts]
+    finally:
+        spool.close()
+
+
+@pytest.mark.parametrize(
+    ("body", "expected"),
+    [
+        (b"--mark\r\n\r\nx\r\n--mark--", [(DICOM, b"x", "")]),
+        (b"--mark\r\nContent-Type: text/plain\r\n\r\nx\r\n--mark--\r\n", [("text/plain", b"x", "")]),
+        (b"--mark \t\r\ncontent-type :\r\n  Application/DICOM;a=b\r\n\r\n\r\n--mark-- \r\n", [(DICOM, b"", "")]),
+        (b"--mark\r\nX: y\r\n\r\n--mark--", [(DICOM, b"", "")]),
+        (b"--mark\r\n\r\n--mark\r\n\r\n\r\n--mark--", [(DICOM, b"", "")] * 2),
+        (b"--mark\r\nContent-Length: 1\r\n\r\nx\r\n--mark--", [(DICOM, b"x", "")]),
+        (b"--mark\r\nContent-Length: 9\r\n\r\nx\r\n--mark--", [(DICOM, b"x", LENGTH)]),
+        (b"--mark\r\nContent-Transfer-Encoding: BINARY\r\n\r\nx\r\n--mark--", [(DICOM, b"x", "")]),
+        (b"--mark\r\nContent-Transfer-Encoding: base64\r\n\r\neA==\r\n--mark--", [(DICOM, b"eA==", "it is encoded")]),
+        (b"preamble --mark\r\n--mark\r\n\r\nx\r\n--mark--\r\nepilogue\r\n--mark\r\n\r\ny\r\n", [(DICOM, b"x", "")]),
+        (b"--mark\r\n\r\n\r\n--mar\r\n--marl\n--mark\r\r\n--mark--", [(DICOM, b"\r\n--mar\r\n--marl\n--mark\r", "")]),
+    ],
+)  # fmt: skip
+def test_bodies_as_clients_write_them(body: bytes, expected: list[tuple[str, bytes, str]]) -> None:
+    for size in (1, 2, 7, 1000):
+        assert parts_of(body, size=size) == expected
+
+
+@pytest.mark.parametrize(
+    ("mark", "written"),
+    [("'mark'", "'mark'"), ("'mark'", "mark"), ("a b:c?", "a b:c?"), ("=_{1};*", "=_{1};*"), ("x" * 70, "x" * 70)],
+)
+def test_boundaries_as_clients_spell_them(mark: str, written: str) -> None:
+    body = f"--{written}\r\n\r\nx\r\n--{written}\r\n\r\ny\r\n--{written}--\r\n".encode()
+    assert [content for _, content, _ in parts_of(body, mark)] == [b"x", b"y"]
+
+
+@pytest.mark.parametrize("mark", ["", " ", "x ", "x" * 71, "é", "a\r\nb", "a\0b"])
+def test_a_boundary_that_is_none_is_refused(mark: str) -> None:
+    with pytest.raises(BadRequest):
+        PartReader(mark, LIMITS, None)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"", b"--mark", b"--mark\r\n", b"--mark-", b"--mark--x\r\n", b"--markx\r\n\r\nx\r\n--mark--",
+        b"--mark\n\nx\n--mark--\n", b"--mark\r\n\r\nx", b"--mark\r\n\r\nx\r\n--mark", b"--mark\r\n\r\nx\r\n--mark-",
+        b"--mark\r\n\r\nx--mark--",
+        b"--mark\r\nno header\r\n\r\nx\r\n--mark--", b"--mark\r\nContent-Type: nonsense\r\n\r\nx\r\n--mark--",
+        b"--mark\r\nContent-Type: a/b\r\nContent-Type: c/d\r\n\r\nx\r\n--mark--", b"--mark\r\n: x\r\n\r\nx\r\n--mark--",
+        b"--mark" + b" " * 9000 + b"\r\n\r\nx\r\n--mark--", b"--mark\r\nX: " + b"y" * 9000 + b"\r\n\r\nx\r\n--mark--",
+    ],
+)  # fmt: skip
+def test_a_body_that_is_none_is_refused(body: bytes) -> None:
+    for size in (1, 3, 10_000):
+        with pytest.raises(BadRequest):
+            parts_of(body, size=size)
+
+
+WORDS = [b"--mark", b"\r\n", b"--", b"\n", b"Content-Type: application/dicom", b": ", b"x" * 300, b"\r\n--mark\r\n\r\n"]
+
+
+@settings(max_examples=FUZZ)
+@given(st.lists(st.sampled_from(WORDS) | st.binary(max_size=20), max_size=30), st.integers(1, 64))
+def test_a_body_is_read_or_refused_however_it_is_cut(pieces: list[bytes], size: int) -> None:
+    body = b"".join(pieces)
+
+    def outcome(size: int) -> object:
+        try:
+            return parts_of(body, size=size)
+        except (BadRequest, TooLarge) as error:
+            return type(error)
+
+    assert outcome(size) == outcome(len(body) + 1)
