@@ -123,6 +123,8 @@ class Settings(BaseSettings):
     """SQLite file, keys, spool, caches and the managed Orthanc."""
     cache_mb: int = Field(default=2048, ge=0)
     """Megabytes of disk for frames, metadata and pictures that DICOMweb has served; 0 keeps none."""
+    accel_redirect: Annotated[str, Field(pattern=r"^(/[a-z0-9_-]+)?$")] = ""
+    """The internal location of an nginx that keeps and sends images for the gateway (`/_kept`); empty: none does."""
     database_url: SecretStr = SecretStr("")
     """`sqlite:///…` or `postgresql+psycopg://…`; empty means SQLite in the data directory."""
     secret_key: SecretStr = SecretStr("")

@@ -22,7 +22,7 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import accept, capabilities, finding, paths, prepared, qido, stow, wado
+from app.dicom import accept, admission, capabilities, finding, paths, prepared, qido, stow, wado
 from app.dicom.accept import Form
 from app.dicom.ahead import Ahead
 from app.dicom.cache import OFF, Cache
@@ -69,6 +69,8 @@ class Parts:
     """What may be stored."""
     cache: Cache = OFF
     """Where what was served is kept."""
+    accel: str = ""
+    """The internal location of a proxy that keeps and sends bytes for us (ISOCENTER_ACCEL_REDIRECT)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,6 +98,7 @@ class Gateway:
         self.upstream = Upstream(parts.url, parts.username, parts.password)
         self.holdings = Holdings(self.orthanc)
         self.flights = Flights(parts.cache)
+        self.accel = parts.accel
         self.ahead = Ahead(self.orthanc, self.flights)
         self.renderer = wado.Renderer()
         self.trail = Trail(parts.audit)
@@ -216,7 +219,7 @@ class Gateway:
                 self.ahead.asked(series, instance, number)
 
         way = Way(self.orthanc, self.upstream, admitted.base, self.flights, admitted.request, holding.versions)
-        return dataclasses.replace(way, follow=follow)
+        return dataclasses.replace(way, follow=follow, proxy=admission.place(self.accel, admitted.request))
 
     async def stored(self, admitted: Admitted) -> Response:
         """STOW-RS: spool, check, forward, verify, answer."""

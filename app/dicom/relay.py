@@ -13,7 +13,7 @@ from starlette.requests import Request
 from starlette.responses import Response, StreamingResponse
 from starlette.types import Message, Receive, Scope, Send
 
-from app.dicom import conditional
+from app.dicom import admission, conditional
 from app.dicom import multipart as mime
 from app.dicom.cache import PROGRAM, WHOLE, Large
 from app.dicom.conditional import Verdict
@@ -48,6 +48,8 @@ class Way:
     """The archive's name of each instance's file, by Orthanc id."""
     follow: Callable[[int], None] = lambda _: None
     """Hears which stored frame is asked for, counted from 0: the next ones may be wanted soon."""
+    proxy: str = ""
+    """Where the proxy before us keeps what is sent by name; empty when there is none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -206,6 +208,8 @@ async def single(way: Way, piece: Piece) -> Response:
     etag = _etag(way, "", [piece])
     if (early := _unneeded(way, etag)) is not None:
         return early
+    if way.proxy and etag and piece.is_kept:
+        return admission.handed_over(way.proxy, etag, piece.media_type, _validated(etag))
     _follow(way, piece)
     content = await fetched(way, piece)
     headers = _validated(etag)
@@ -232,12 +236,14 @@ async def multipart(way: Way, media_type: str, pieces: Sequence[Piece]) -> Respo
     etag = _etag(way, media_type, pieces)
     if (early := _unneeded(way, etag)) is not None:
         return early
-    _follow(way, pieces[-1])
-    # The first part is fetched before a word is said, so that its failure can still be told as a status.
-    content = await fetched(way, pieces[0])
     # Equal tags mean equal bytes, the boundary among them; nobody who made the content could know it.
     mark = f"isocenter-{etag[1:-1]}" if etag else mime.boundary()
     kind, headers = f'multipart/related; type="{media_type}"; boundary={mark}', _validated(etag)
+    if way.proxy and etag and len(pieces) == 1 and pieces[0].is_kept:
+        return admission.handed_over(way.proxy, etag, kind, headers)
+    _follow(way, pieces[-1])
+    # The first part is fetched before a word is said, so that its failure can still be told as a status.
+    content = await fetched(way, pieces[0])
     if isinstance(content, bytes) and len(pieces) == 1:
         head = mime.part_head(mark, pieces[0].media_type, pieces[0].location)
         return Response(b"".join((head, content, b"\r\n", mime.tail(mark))), media_type=kind, headers=headers)

@@ -94,6 +94,7 @@ def _gateway(house: House) -> Gateway:
             catalogue.of(house.site.worklist),
             rules=_rules(settings),
             cache=Cache(settings.web_cache, settings.cache_mb << 20),
+            accel=settings.accel_redirect,
         )
     )
 

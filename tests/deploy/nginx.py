@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import getpass
+import json
 import os
 import socket
 import subprocess
@@ -57,6 +58,12 @@ class Front:
         return self.folder / "tls" / "fullchain.pem"
 
     @property
+    def kept(self) -> list[str]:
+        """For each request that nginx looked up among what it keeps, how that ended, in order."""
+        lines = [json.loads(line) for line in (self.folder / "log" / "isocenter.log").read_text().splitlines()]
+        return [line["kept"] for line in lines if line["kept"]]
+
+    @property
     def logs(self) -> str:
         return "".join(path.read_text() for path in sorted(self.folder.glob("log/*.log")))
 
@@ -84,7 +91,7 @@ def prepared(folder: Path) -> Front:
     return front
 
 
-def site(front: Front, upstream: str, cache: Path) -> str:
+def site(front: Front, upstream: str) -> str:
     """The shipped file with this test's addresses; a row that meets nothing is noticed."""
     text = SITE.read_text()
     rows = (
@@ -96,8 +103,7 @@ def site(front: Front, upstream: str, cache: Path) -> str:
         ("imaging.example.org", "localhost"),
         ("/etc/ssl/isocenter/", f"{front.folder}/tls/"),
         ("/var/log/nginx/", f"{front.folder}/log/"),
-        ("/var/cache/nginx/isocenter", f"{front.folder}/kept"),
-        ("/var/lib/isocenter/cache/dicomweb/", f"{cache}/"),
+        ("/var/cache/nginx/", f"{front.folder}/kept/"),
     )
     for shipped, here in rows:
         assert shipped in text, f"the shipped file has no {shipped!r} any more"
@@ -106,10 +112,10 @@ def site(front: Front, upstream: str, cache: Path) -> str:
 
 
 @contextmanager
-def serving(front: Front, upstream: str, cache: Path) -> Iterator[Front]:
+def serving(front: Front, upstream: str) -> Iterator[Front]:
     """nginx in front of `upstream` (host:port) for the time of the block."""
     user = f"user {getpass.getuser()};" if os.geteuid() == 0 else ""
-    (front.folder / "isocenter.conf").write_text(site(front, upstream, cache))
+    (front.folder / "isocenter.conf").write_text(site(front, upstream))
     (front.folder / "nginx.conf").write_text(MAIN.format(folder=front.folder, user=user))
     log = front.folder / "nginx.out"
     command = [program("/usr/sbin/nginx"), "-p", str(front.folder), "-c", str(front.folder / "nginx.conf")]

@@ -145,7 +145,7 @@ def application(gateway: Gateway, url: str) -> FastAPI:
 
 @contextmanager
 def serving(archive: Archive, folder: Path, public: str = "") -> Iterator[Running]:
-    """`public` is the address that clients use, when it is not the server's own."""
+    """`public` is the address that clients use, when it is that of a proxy which may keep images."""
     database = f"sqlite:///{folder / 'store.sqlite'}"
     store = Store(database)
     schema.migrate(store)
@@ -153,7 +153,7 @@ def serving(archive: Archive, folder: Path, public: str = "") -> Iterator[Runnin
     dirty: list[str] = []
     known = catalogue.of(SITE.worklist)
     parts = Parts(store, archive.url, archive.username, archive.password, records.append, dirty.append, known)
-    gateway = Gateway(replace(parts, cache=Cache(folder / "cache", 64 << 20)))
+    gateway = Gateway(replace(parts, cache=Cache(folder / "cache", 64 << 20), accel="/_kept" if public else ""))
     listener = socket.create_server(("127.0.0.1", 0))
     address = f"http://127.0.0.1:{listener.getsockname()[1]}"
     url = public or address
