@@ -5,17 +5,27 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from io import BytesIO
+from pathlib import Path
 
 import httpx
 import pydicom
+import pydicom.examples
 import pytest
 from dicomweb_client import DICOMwebClient
 from pydicom.dataset import Dataset, FileMetaDataset
+from pydicom.encaps import encapsulate
 from pydicom.filewriter import write_file_meta_info
-from pydicom.uid import DeflatedExplicitVRLittleEndian, ImplicitVRLittleEndian
+from pydicom.uid import (
+    UID,
+    DeflatedExplicitVRLittleEndian,
+    ExplicitVRBigEndian,
+    ImplicitVRLittleEndian,
+    JPEGBaseline8Bit,
+    RLELossless,
+)
 
 from app.dicom import stow
 from app.dicom.multipart import Limits, MediaType, Part
@@ -28,6 +38,7 @@ from tests.orthanc.phantoms import COMPREHENSIVE_SR, image, part10, report
 pytestmark = pytest.mark.orthanc
 
 MARK = "frontier"
+SECONDARY_CAPTURE = "1.2.840.10008.5.1.4.1.1.7"
 RELATED = f'multipart/related; type="application/dicom"; boundary={MARK}'
 
 
@@ -145,6 +156,141 @@ def test_implicit_vr_objects_are_stored(running: Running) -> None:
     assert send(running, body(part10(sr(), ImplicitVRLittleEndian))).status_code == 200
 
 
+def picture(*, pixels: bytes | None = None, sop_class: str = SECONDARY_CAPTURE) -> Dataset:
+    dataset = image(mrn="A", study=U, series=f"{U}.9", instance=f"{U}.9.1")
+    dataset.SOPClassUID = sop_class
+    if pixels is not None:
+        dataset.PixelData = pixels
+    return dataset
+
+
+def compressed() -> Dataset:
+    dataset = picture(pixels=encapsulate([b"\xff\xd8 no true picture \xff\xd9"]))
+    dataset["PixelData"].VR, dataset["PixelData"].is_undefined_length = "OB", True
+    return dataset
+
+
+@pytest.mark.parametrize(
+    ("dataset", "syntax"),
+    [
+        (sr, ImplicitVRLittleEndian),
+        (sr, ExplicitVRBigEndian),
+        (picture, ExplicitVRBigEndian),
+        (compressed, JPEGBaseline8Bit),
+        (compressed, RLELossless),
+        (compressed, UID("1.2.840.10008.1.2.4.203")),
+        (compressed, UID("1.2.3.4.5.6.7")),
+    ],
+)
+def test_every_transfer_syntax_is_stored_as_it_is(
+    running: Running, dataset: Callable[[], Dataset], syntax: UID
+) -> None:
+    content = written(dataset(), syntax)
+    response = send(running, body(content))
+    assert (response.status_code, failures(response)) == (200, [])
+    (orthanc_id,) = running.archive.instances_with_uid(f"{U}.9.1")
+    assert running.archive.file(orthanc_id) == content
+
+
+def written(dataset: Dataset, syntax: UID) -> bytes:
+    """The file in a syntax that pydicom may not know: then that of JPEG, under its name."""
+    if syntax.is_transfer_syntax:
+        return part10(dataset, syntax)
+    octets = part10(dataset, JPEGBaseline8Bit)
+    known, other = (f"{uid}\0".encode() if len(uid) % 2 else uid.encode() for uid in (JPEGBaseline8Bit, syntax))
+    old, new = (b"\x10\x00UI" + len(uid).to_bytes(2, "little") + uid for uid in (known, other))
+    length = int.from_bytes(octets[140:144], "little") + len(new) - len(old)
+    return octets[:140] + length.to_bytes(4, "little") + octets[144:].replace(old, new)
+
+
+def test_what_may_be_stored_is_up_to_the_site(running: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    private, ct = "1.2.826.0.1.3680043.9.9.1", "1.2.840.10008.5.1.4.1.1.2"
+    contents = [part10(picture(sop_class=one)) for one in (ct, private)] + [part10(sr())]
+    for named, told in (
+        (["evidence"], [[stow.CLASS_NOT_SUPPORTED], [stow.CLASS_NOT_SUPPORTED], []]),
+        ([private], [[stow.CLASS_NOT_SUPPORTED], [], [stow.CLASS_NOT_SUPPORTED]]),
+        (["evidence", ct], [[], [stow.CLASS_NOT_SUPPORTED], []]),
+        (["all"], [[], [], []]),
+    ):
+        rules = replace(running.gateway.rules, classes=stow.accepted_classes(named))
+        monkeypatch.setattr(running.gateway, "rules", rules)
+        for content, expected in zip(contents, told, strict=True):
+            assert failures(send(running, body(content))) == expected
+            for instance in running.archive.instances_with_uid(f"{U}.9.1"):
+                running.archive.delete_instance(instance)
+
+
+OHIF = Path("tests/data/dicom/ohif-3.13")
+
+
+def test_what_viewers_and_toolkits_write_is_stored_byte_for_byte(running: Running) -> None:
+    seen = pydicom.examples.ct
+    stored = running.archive.store(part10(Dataset(seen), seen.file_meta.TransferSyntaxUID))
+    row = studies.HeldStudy(stored.study_orthanc_id, seen.StudyInstanceUID, "study-ct", "p1")
+    running.store.transact(lambda connection: studies.put(connection, row, digest="d"))
+    contents = {file.name: file.read_bytes() for file in sorted(OHIF.rglob("*.dcm"))}
+    assert len(contents) >= 3
+    response = send(running, body(*contents.values()), grant="patient-writer", study=row.study_uid)
+    assert (response.status_code, failures(response)) == (200, [])
+    kept = {running.archive.file(one) for one in everything(running)}
+    assert set(contents.values()) <= kept
+
+
+def test_one_object_alone_is_a_body_too(running: Running) -> None:
+    content = part10(sr())
+    assert send(running, content, kind="application/dicom; transfer-syntax=1.2.840.10008.1.2.1").status_code == 200
+    assert held(running)[f"{U}/A"] == 5
+    response = send(running, b"no DICOM", kind="application/dicom")
+    assert (response.status_code, failures(response)) == (409, [stow.CANNOT_UNDERSTAND])
+    assert send(running, b"", kind="application/dicom").status_code == 400
+
+
+@pytest.mark.parametrize("accept", [None, "*/*", "application/*", "application/dicom+json", "application/json;q=0.5"])
+def test_the_answer_is_json_for_whoever_can_take_it(running: Running, accept: str | None) -> None:
+    with running.client("writer") as client:
+        del client.headers["Accept"]
+        headers = {"Content-Type": RELATED} | ({"Accept": accept} if accept else {})
+        response = client.post(f"/dicom-web/studies/{U}", content=body(part10(sr())), headers=headers)
+    assert response.status_code == 200
+    assert response.headers["Content-Type"] in {"application/dicom+json", "application/json"}
+    assert "no-store" in response.headers["Cache-Control"]
+
+
+def test_who_cannot_take_json_stores_nothing(running: Running) -> None:
+    with running.client("writer") as client:
+        headers = {"Content-Type": RELATED, "Accept": "application/dicom+xml"}
+        assert client.post(f"/dicom-web/studies/{U}", content=body(part10(sr())), headers=headers).status_code == 406
+    assert held(running) == BEFORE
+
+
+def test_a_patient_id_is_compared_as_text_in_whatever_characters_it_is_written(running: Running) -> None:
+    first = image(mrn="Ä7", study="1.2.9", series="1.2.9.1", instance="1.2.9.1.1")
+    stored = running.archive.store(part10(first))
+    row = studies.HeldStudy(stored.study_orthanc_id, "1.2.9", "study-9", "p1")
+    running.store.transact(lambda connection: studies.put(connection, row, digest="d"))
+    names = {"mrn": "Ä7", "study": "1.2.9", "series": "1.2.9.9", "instance": "1.2.9.9.1"}
+    latin = sr(**names)
+    latin.SpecificCharacterSet = "ISO_IR 100"
+    assert send(running, body(part10(latin)), grant="patient-writer", study="1.2.9").status_code == 200
+    cyrillic = sr(**names | {"mrn": "Ж7"})
+    cyrillic.SpecificCharacterSet = "ISO_IR 144"
+    response = send(running, body(part10(cyrillic)), grant="patient-writer", study="1.2.9")
+    assert failures(response) == [stow.MISMATCH]
+
+
+def test_the_name_of_the_patient_is_not_compared(running: Running) -> None:
+    document = sr()
+    document.PatientName = "Else^Spelled"
+    assert send(running, body(part10(document))).status_code == 200
+
+
+def twice() -> bytes:
+    octets = part10(sr())
+    at = octets.index(b"\x10\x00\x20\x00LO")
+    element = octets[at : at + 10]
+    return octets[:at] + element + octets[at:]
+
+
 def wrong_meta() -> bytes:
     return part10(sr()).replace(f"{U}.9.1".encode(), f"{U}.9.2".encode(), 1)
 
@@ -174,6 +320,14 @@ def nested(depth: int) -> Dataset:
         (lambda: b"not DICOM at all", stow.CANNOT_UNDERSTAND),
         (lambda: part10(sr())[:400], stow.CANNOT_UNDERSTAND),
         (lambda: b"", stow.CANNOT_UNDERSTAND),
+        (twice, stow.CANNOT_UNDERSTAND),
+        (lambda: part10(sr()) + b"trailing garbage", stow.CANNOT_UNDERSTAND),
+        (lambda: part10(sr())[:-1], stow.CANNOT_UNDERSTAND),
+        (lambda: part10(picture())[:-2], stow.CANNOT_UNDERSTAND),
+        (lambda: part10(picture(pixels=b"few bytes.")), stow.MISMATCH),
+        (lambda: part10(compressed(), JPEGBaseline8Bit)[:-8], stow.CANNOT_UNDERSTAND),
+        (lambda: part10(sr(instance="1.2..3")), stow.CANNOT_UNDERSTAND),
+        (lambda: part10(sr(series="1.2.3.")), stow.CANNOT_UNDERSTAND),
     ],
 )  # fmt: skip
 def test_an_object_that_does_not_belong_is_refused_and_changes_nothing(running: Running, content, reason: int) -> None:
@@ -209,6 +363,24 @@ def test_a_deflated_object_is_not_inflated(running: Running) -> None:
     response = send(running, body(head.getvalue() + packed))
     assert failures(response) == [stow.TRANSFER_SYNTAX_NOT_SUPPORTED]
     assert response.json()["00081198"]["Value"][0]["00081155"]["Value"] == [f"{U}.9.1"]
+
+
+@pytest.mark.parametrize(
+    ("headers", "told"),
+    [
+        ("Content-Type: application/dicom+json", stow.CANNOT_UNDERSTAND),
+        ("Content-Type: multipart/related; type=application/dicom; boundary=x", stow.CANNOT_UNDERSTAND),
+        ("Content-Transfer-Encoding: base64", stow.CANNOT_UNDERSTAND),
+        ("Content-Length: 7", stow.CANNOT_UNDERSTAND),
+        ("Content-Transfer-Encoding: binary\r\nContent-ID: <a>", 0),
+        ("MIME-Version: 1.0", 0),
+    ],
+)
+def test_a_part_says_what_it_is(running: Running, headers: str, told: int) -> None:
+    good = part10(sr(instance=f"{U}.9.2"))
+    part = f"--{MARK}\r\n{headers}\r\n\r\n".encode() + part10(sr()) + b"\r\n"
+    response = send(running, part + body(good))
+    assert (response.status_code, failures(response)) == ((202, [told]) if told else (200, []))
 
 
 def test_good_objects_are_stored_beside_bad_ones(running: Running) -> None:
