@@ -18,7 +18,7 @@ from app.dicom.stow import Rules
 from app.errors import BadRequest
 from app.fhir import catalogue, resources
 from app.fhir.mapping import report, worklist
-from app.main import demo_ehr, http, launches
+from app.main import cors, demo_ehr, http, launches
 from app.main.house import House
 from app.settings import Settings
 from app.smart import server as smart
@@ -45,7 +45,7 @@ def build(house: House) -> FastAPI:
     app = FastAPI(title="Isocenter", docs_url=None, redoc_url=None, openapi_url=None)
     app.state.house, app.state.gateway = house, _gateway(house)
     app.state.is_dicomweb = IS_DICOMWEB.match
-    app.state.dicomweb = http.RequestId(DicomWeb(app.state.gateway, house))
+    app.state.dicomweb = cors.Registered(http.RequestId(DicomWeb(app.state.gateway, house)), house.store)
     _mount(app, house)
     http.install(app)
     app.add_exception_handler(RequestValidationError, _misunderstood)

@@ -121,6 +121,18 @@ def list_clients(connection: Connection) -> list[Client]:
     return [_client(row) for row in grants.clients(connection)]
 
 
+def origins(connection: Connection) -> frozenset[str]:
+    """Where the pages of registered apps come from, as a browser writes it (RFC 6454 section 6.2)."""
+    uris = (uri for client in list_clients(connection) if not client.disabled for uri in client.redirect_uris)
+    return frozenset(_origin(uri) for uri in uris if uri.startswith(("http://", "https://")))
+
+
+def _origin(uri: str) -> str:
+    parts = urlsplit(uri)
+    host = parts.netloc.rpartition("@")[2].lower()
+    return f"{parts.scheme}://{host.removesuffix(':443' if parts.scheme == 'https' else ':80')}"
+
+
 def register(connection: Connection, client: Client) -> str | None:
     """Register an app; the secret of a symmetric one is returned this once."""
     if grants.find_client(connection, client.id) is not None:

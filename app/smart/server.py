@@ -6,7 +6,7 @@ import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
-from urllib.parse import urlencode, urlsplit
+from urllib.parse import urlencode
 
 from authlib.oauth2 import OAuth2Error
 from fastapi import APIRouter, Depends, Request, Response
@@ -290,16 +290,11 @@ def _for_registered_origin(server: Server, request: Request, response: Response)
     origin = request.headers.get("origin")
     if origin:
         with server.store.read() as connection:
-            known = {_origin(uri) for client in clients.list_clients(connection) for uri in client.redirect_uris}
+            known = clients.origins(connection)
         if origin in known:
             response.headers["Access-Control-Allow-Origin"] = origin
         response.headers["Vary"] = "Origin"
     return response
-
-
-def _origin(uri: str) -> str:
-    parts = urlsplit(uri)
-    return f"{parts.scheme}://{parts.netloc}"
 
 
 def _note(desk: _Desk, action: str, outcome: Any, **about: Any) -> None:
