@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import struct
 from collections.abc import Iterable
+from functools import cache
 from io import BytesIO
 from typing import TYPE_CHECKING, Any, Final
 
@@ -189,14 +191,22 @@ def _placed(picture: Image.Image, asked: Asked) -> Image.Image:
     return placed
 
 
+@cache
+def _srgb() -> bytes:
+    made = bytearray(ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes())
+    # It bears the time of its making, and the same picture must be the same bytes (ICC.1 section 7.2.8).
+    made[24:36] = struct.pack(">6H", 2000, 1, 1, 0, 0, 0)
+    return bytes(made)
+
+
 def _profiled(picture: Image.Image, header: Dataset, profile: str) -> tuple[Image.Image, bytes]:
     """With the object's own colour profile, or turned into sRGB, which is also what an object without one is in."""
-    standard = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))
+    standard = ImageCms.ImageCmsProfile(BytesIO(_srgb()))
     optical = next(iter(header.get("OpticalPathSequence") or []), header)
     own = header.get("ICCProfile") or optical.get("ICCProfile")
     picture = picture.convert("RGB")
     if not own:
-        return picture, standard.tobytes()
+        return picture, _srgb()
     if len(own) > MAX_PROFILE:
         raise NotAcceptable("the colour profile of this object is too large")
     if profile == "yes":
@@ -205,4 +215,4 @@ def _profiled(picture: Image.Image, header: Dataset, profile: str) -> tuple[Imag
         turned = ImageCms.profileToProfile(picture, ImageCms.ImageCmsProfile(BytesIO(own)), standard)
     except ImageCms.PyCMSError as error:
         raise NotAcceptable("the colour profile of this object cannot be read") from error
-    return turned or picture, standard.tobytes()
+    return turned or picture, _srgb()
