@@ -344,8 +344,10 @@ def _reconcile(led: Lead, request: Request) -> bool:
 
 
 def _agreed(connection: Connection, led: Lead, request: Request, found: dict[str, Any]) -> None:
-    requests.take(connection, request, led.owner, marked=now(), studies=0)
-    requests.finish(connection, request, before=found, after=found, failing=truth.waiting(connection).failing)
+    begun: dict[str, Any] = {"marked": now(), "studies": 0, "before": found}
+    requests.take(connection, request, led.owner, **begun)
+    failing = truth.waiting(connection).failing
+    requests.finish(connection, request, **begun, after=found, failing=failing)
 
 
 def _rebuild(led: Lead, request: Request) -> bool:

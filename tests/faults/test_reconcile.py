@@ -108,6 +108,8 @@ def test_a_pacs_changed_behind_our_back_is_told_and_repaired_without_a_server(
         assert before["studies"]["missing"] == ["1.2.99.0", "1.2.99.2"]
         assert (drift["after"]["total"], drift["failing"]) == (0, 0)
         assert statuses(store) == {"available": 7, "unknown": 2}
+        again = at.reconcile()
+        assert again["before"] == again["after"] == drift["after"]
 
 
 @pytest.mark.case(5)

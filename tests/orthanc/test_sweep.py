@@ -396,6 +396,8 @@ def test_where_nothing_differs_every_instance_is_read_once(both: Hospital) -> No
     found = answered(both, request)
     assert found.done is not None
     assert found.answer["before"] == found.answer["after"]
+    # What whoever waits looks at to tell how far it is.
+    assert {"marked", "studies"} <= found.answer.keys()
     assert (found.answer["after"]["total"], found.answer["after"]["level"]) == (0, "instances")
     assert asked_of.count("/tools/bulk-content") == 1
 
