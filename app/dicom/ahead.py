@@ -17,6 +17,10 @@ FRAMES: Final = 12
 """So many frames are on their way before a reader who goes through a series in order."""
 OPENING: Final = 8
 """So many when the series is opened."""
+LAUNCHED: Final = 16
+"""So many when a viewer was launched for the study."""
+SHOWN: Final = 8
+"""Of so many series a picture."""
 SERIES: Final = 64
 
 
@@ -44,6 +48,15 @@ class Ahead:
         series = holding.series.get(series_uid)
         if series is not None and series.tags.get("Modality") not in NO_IMAGE:
             self._fetch(self._track(series), 0, frames)
+
+    def launched(self, holding: Holding) -> None:
+        """A viewer is about to open: the first series, and of each the picture that stands for it."""
+        shown = [one for one in holding.series.values() if one.tags.get("Modality") not in NO_IMAGE]
+        for series in shown[:SHOWN]:
+            track = self._track(series)
+            self._fetch(track, len(track.places) // 2, 1)
+        for series in shown[:1]:
+            self.opened(holding, series.uid, LAUNCHED)
 
     def asked(self, series: Series, instance: Instance, number: int) -> None:
         """A frame was asked for, counted from 0: when the one before it was the last, or none was, those after it."""

@@ -8,9 +8,12 @@ from collections.abc import Awaitable, Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Final
 
+import structlog
 from starlette.concurrency import run_in_threadpool
 
 from app.dicom.cache import WHOLE, Cache, Entry, Large
+
+log = structlog.get_logger(__name__)
 
 LARGEST: Final = 16 << 20
 """Things up to this size pass through memory on their way into the cache."""
@@ -21,6 +24,8 @@ HELD: Final = 64 << 20
 WAITING: Final = 24
 """So many things are fetched ahead of being asked for."""
 AHEAD_THREADS: Final = 2
+ERRANDS: Final = 4
+"""So many launches are prepared for at a time."""
 
 
 class Flights:
@@ -35,7 +40,7 @@ class Flights:
         self._asked: dict[str, asyncio.Task[bytes | None]] = {}
         self._ahead: dict[str, Future[bytes | None]] = {}
         self._writing: dict[str, bytes] = {}
-        self._held = 0
+        self._held = self._errands = 0
         self._writer = ThreadPoolExecutor(1, thread_name_prefix="cache-writer")
         self._fetchers = ThreadPoolExecutor(AHEAD_THREADS, thread_name_prefix="cache-ahead")
 
@@ -108,6 +113,23 @@ class Flights:
 
     def _settle(self) -> None:
         self._writer.submit(int).result()
+
+    def soon(self, work: Callable[[], None]) -> None:
+        """Do something in a thread that nobody waits for; when much is under way already it is left out."""
+        with self._lock:
+            if not self.cache.limit or self._errands >= ERRANDS:
+                return
+            self._errands += 1
+        self._fetchers.submit(self._errand, work)
+
+    def _errand(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except Exception as error:  # noqa: BLE001 - whoever asks later gets the failure of their own attempt
+            log.warning("nothing fetched ahead", error=type(error).__name__)
+        finally:
+            with self._lock:
+                self._errands -= 1
 
     def ahead(self, name: str, fetch: Callable[[], bytes]) -> bool:
         """Fetch what will be asked for soon, in a thread; whether there is room for it."""

@@ -110,6 +110,19 @@ class Gateway:
         await self.upstream.close()
         self.orthanc.close()
 
+    def prepare(self, study_uid: str, imaging_study_id: str) -> None:
+        """A viewer is about to open for this study, which was granted: fetch what it will ask for first."""
+        self.flights.soon(lambda: self._prepare(study_uid, imaging_study_id))
+
+    def _prepare(self, study_uid: str, imaging_study_id: str) -> None:
+        with self.store.read() as connection:
+            held = studies.with_uid(connection, study_uid)
+        for study in held:
+            if study.imaging_study_id == imaging_study_id:
+                holding = self.holdings.fresh(study, None, None)
+                self.ahead.launched(holding)
+                prepared.prepare(self.orthanc, self.flights.cache, holding)
+
     def admit(self, request: Request, target: Target, access: Access, base: str) -> Admitted:
         """Decide before anything is looked up, then find the one study; a refusal is audited."""
         try:

@@ -34,8 +34,19 @@ def of_series(orthanc: Orthanc, cache: Cache, holding: Holding, series: Series) 
     return _kept(orthanc, cache, holding, target, series.version)
 
 
+def prepare(orthanc: Orthanc, cache: Cache, holding: Holding) -> None:
+    """Make the metadata of every series that is not kept already."""
+    for series in holding.series.values():
+        if not cache.has(_name(series.version)):
+            of_series(orthanc, cache, holding, series)
+
+
+def _name(version: str) -> str:
+    return f"{version} metadata {PROGRAM}"
+
+
 def _kept(orthanc: Orthanc, cache: Cache, holding: Holding, target: Target, version: str) -> bytes:
-    name = f"{version} metadata {PROGRAM}" if version else ""
+    name = _name(version) if version else ""
     found = _whole(cache.get(name)) if name else None
     if found is not None:
         return found

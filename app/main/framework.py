@@ -65,7 +65,8 @@ def _mount(app: FastAPI, house: House) -> None:
     app.include_router(smart.discovery(settings))
     app.include_router(launches.routes(store, settings, by_token, house.audit))
     exchange = viewer_launch.own_server(settings)
-    app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit))
+    soon = app.state.gateway.prepare
+    app.include_router(viewer.routes(store=store, settings=settings, http=exchange, audit=house.audit, entered=soon))
     if settings.demo:
         demo_ehr.mount(app, store, settings)
 

@@ -51,6 +51,13 @@ def with_uid(connection: Connection, study_uid: str) -> list[HeldStudy]:
     return _held(connection, sa.select(*COLUMNS).where(study.c.study_uid == study_uid, study.c.missing_since.is_(None)))
 
 
+def completed(connection: Connection, since: int, limit: int) -> list[tuple[HeldStudy, int]]:
+    """The first complete studies that changed after `since`, with the moment of their last change."""
+    is_complete = sa.and_(study.c.complete.is_(True), study.c.changed > since, study.c.missing_since.is_(None))
+    statement = sa.select(*COLUMNS, study.c.changed).where(is_complete).order_by(study.c.changed).limit(limit)
+    return [(HeldStudy(*row[:-1]), row[-1]) for row in connection.execute(statement)]
+
+
 def put(connection: Connection, held: HeldStudy, *, digest: str, complete: bool = False, instances: int = 0) -> None:
     """Write what is known of a study, new or not; it is in the archive now."""
     values = asdict(held) | {"digest": digest, "changed": now(), "complete": complete, "instances": instances}

@@ -35,6 +35,7 @@ SEE_OTHER = 303
 Http = Callable[[str, Mapping[str, str]], tuple[int, Mapping[str, Any]]]
 """Posts a form to a token endpoint and returns status and JSON."""
 Audit = Callable[[Record], None]
+Entered = Callable[[str, str], None]
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,6 +47,8 @@ class Desk:
     http: Http
     audit: Audit
     secret: bytes = field(repr=False)
+    entered: Entered = lambda _study, _imaging_study: None
+    """Hears which study somebody is about to look at: its UID and the id of its ImagingStudy."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -288,6 +291,7 @@ def _enter(desk: Desk, request: Request, opened: Opened) -> Response:
 
     session_id, value = desk.store.transact(work)
     note(desk, request, opened.record)
+    desk.entered(opened.study_uid, opened.imaging_study_id)
     response = redirect(f"/v/{session_id}/")
     sessions.set_cookie(response, desk.settings, session_id, value)
     return response

@@ -13,17 +13,24 @@ from app.errors import Unauthenticated, Unavailable
 from app.settings import Settings
 from app.store.database import Store, now
 from app.viewer import launch, ohif, sessions
-from app.viewer.launch import Audit, Desk, Http
+from app.viewer.launch import Audit, Desk, Entered, Http
 from app.viewer.pages import HEADERS, Message, entering, page
 from app.viewer.sessions import Session
 
 READ = ["GET", "HEAD"]
 
 
-def routes(*, store: Store, settings: Settings, http: Http, audit: Audit) -> APIRouter:
-    """Everything but the session's DICOMweb and FHIR, which main mounts beside it."""
+def routes(
+    *,
+    store: Store,
+    settings: Settings,
+    http: Http,
+    audit: Audit,
+    entered: Entered = lambda _study, _imaging_study: None,
+) -> APIRouter:
+    """Everything but the session's DICOMweb and FHIR, which main mounts beside it. `entered` hears what is opened."""
     router = APIRouter(include_in_schema=False)
-    desk = Desk(store, settings, http, audit, launch.verifying_secret(settings))
+    desk = Desk(store, settings, http, audit, launch.verifying_secret(settings), entered)
     _launch_routes(router, desk)
     _page_routes(router, desk)
     _session_routes(router, desk)
