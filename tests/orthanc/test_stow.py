@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import os
 import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -15,6 +16,8 @@ import pydicom
 import pydicom.examples
 import pytest
 from dicomweb_client import DICOMwebClient
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from pydicom.dataset import Dataset, FileMetaDataset
 from pydicom.encaps import encapsulate
 from pydicom.filewriter import write_file_meta_info
@@ -22,6 +25,7 @@ from pydicom.uid import (
     UID,
     DeflatedExplicitVRLittleEndian,
     ExplicitVRBigEndian,
+    ExplicitVRLittleEndian,
     ImplicitVRLittleEndian,
     JPEGBaseline8Bit,
     RLELossless,
@@ -488,3 +492,36 @@ def test_what_lands_elsewhere_is_removed_again(running: Running) -> None:
     assert held(running) == BEFORE
     with running.store.read() as connection:
         assert studies.stowed(connection, f"{TWIN}.9.7") is None
+
+
+@settings(
+    max_examples=int(os.environ.get("ISOCENTER_STOW_FUZZ", "25")),
+    deadline=None,
+    derandomize="ISOCENTER_STOW_FUZZ" not in os.environ,
+    suppress_health_check=[HealthCheck.function_scoped_fixture],
+)
+@given(st.data())
+def test_whatever_is_spoilt_lands_where_the_answer_says_or_nowhere(running: Running, data: st.DataObject) -> None:
+    before = everything(running)
+    octets = bytearray(part10(sr(), data.draw(st.sampled_from([ExplicitVRLittleEndian, ImplicitVRLittleEndian]))))
+    for _ in range(data.draw(st.integers(1, 3))):
+        at = data.draw(st.integers(128, len(octets) - 1))
+        match data.draw(st.sampled_from(["change", "cut", "double", "insert"])):
+            case "change":
+                octets[at] = data.draw(st.integers(0, 255))
+            case "cut":
+                del octets[at : at + data.draw(st.integers(1, 40))]
+            case "double":
+                octets[at:at] = octets[at : at + data.draw(st.integers(1, 80))]
+            case _:
+                octets[at:at] = data.draw(st.binary(min_size=1, max_size=12))
+    response = send(running, body(bytes(octets)))
+    new = everything(running) - before
+    stored = [item["00081155"]["Value"][0] for item in response.json().get("00081199", {}).get("Value", [])]
+    assert response.status_code == (200 if stored else 409)
+    assert [running.archive.instance(one)["MainDicomTags"]["SOPInstanceUID"] for one in new] == stored
+    for one in new:
+        assert running.archive.file(one) == octets
+        assert running.archive.parent("instances", one, "study")["MainDicomTags"]["StudyInstanceUID"] == U
+        assert running.archive.parent("instances", one, "patient")["MainDicomTags"]["PatientID"] == "A"
+        running.archive.delete_instance(one)
