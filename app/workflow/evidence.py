@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import uuid
 from collections.abc import Collection, Iterable
 from dataclasses import dataclass
@@ -55,7 +56,9 @@ def read_one(at: Archive, sop_uid: str) -> None:
             continue
         try:
             said = sr.read(dcmread(BytesIO(content)), lambda uid: _image(at, uid))
-            found = Found(member, said, stowed)
+            # The archive may hold another object than the one whose storing was recorded, and perhaps failed.
+            is_it = stowed is not None and stowed.sha256 == hashlib.sha256(content).hexdigest()
+            found = Found(member, said, stowed if is_it else None)
             at.store.transact(lambda connection, found=found: publish(at.site, connection, found))
         except (Unavailable, OperationalError):
             raise

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from decimal import Decimal
 from functools import cache
 from http.server import BaseHTTPRequestHandler, HTTPServer
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -79,10 +82,26 @@ def drafts(at: Hospital) -> list[Json]:
     return [one for one in at.find("DiagnosticReport") if one["status"] == "preliminary"]
 
 
+def stored_by(whom: str, octets: bytes) -> Stowed:
+    said = dcmread(BytesIO(octets))
+    digest = hashlib.sha256(octets).hexdigest()
+    return Stowed(said.SOPInstanceUID, said.StudyInstanceUID, None, "viewer", whom, digest)
+
+
+def test_whose_upload_failed_is_not_the_performer_of_what_came_instead(lite: Hospital) -> None:
+    ordered(lite)
+    octets = content("ohif31313_Length")
+    lost = replace(stored_by("Practitioner/r", octets), sha256="00" * 32)
+    lite.store.transact(lambda tx: studies.record_stow(tx, lost))
+    lite.send(ct(), octets)
+    lite.settle()
+    [length] = [one for one in lite.find("Observation") if "valueQuantity" in one]
+    assert {"reference": "Practitioner/r"} not in length.get("performer", [])
+
+
 def test_a_saved_length_becomes_an_observation_in_the_draft_of_its_order(both: Hospital) -> None:
     order = ordered(both)
-    said = dcmread(DATA / "ohif31313_Length.dcm")
-    stowed = Stowed(said.SOPInstanceUID, said.StudyInstanceUID, None, "viewer", "Practitioner/r", "")
+    stowed = stored_by("Practitioner/r", content("ohif31313_Length"))
     both.store.transact(lambda tx: studies.record_stow(tx, stowed))
     both.send(ct(), content("ohif31313_Length"))
     both.settle()
