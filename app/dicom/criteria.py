@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
@@ -110,6 +110,9 @@ def known(level: Level) -> frozenset[str]:
 # --- one key --------------------------------------------------------------------------------------------------------
 
 
+vr_of = lru_cache(maxsize=1024)(dictionary_VR)
+
+
 @dataclass(frozen=True, slots=True)
 class Wanted:
     """One key: an attribute, with the sequences it stands in, and the values of which it must have one.
@@ -133,12 +136,12 @@ class Wanted:
 def is_universal(keyword: str, text: str) -> bool:
     """Whether the value matches everything (PS3.4 C.2.2.2.3)."""
     # Consoles also write "all names" as `*^*`.
-    return set(text) <= ({"*", "^", "="} if dictionary_VR(keyword) == "PN" else {"*"})
+    return set(text) <= ({"*", "^", "="} if vr_of(keyword) == "PN" else {"*"})
 
 
 def check(keyword: str, text: str) -> None:
     """BadRequest for a date or time that is neither a value nor a range."""
-    reader = READERS.get(dictionary_VR(keyword))
+    reader = READERS.get(vr_of(keyword))
     if reader is not None:
         interval(keyword, text, reader)
 
@@ -151,7 +154,7 @@ def _equal(_keyword: str, wanted: str, stored: str) -> bool:
 
 
 def _in_range(keyword: str, wanted: str, stored: str) -> bool:
-    reader = READERS[dictionary_VR(keyword)]
+    reader = READERS[vr_of(keyword)]
     return is_within(moment(stored, reader), _interval(keyword, wanted, reader))
 
 
@@ -174,7 +177,7 @@ FITS: Mapping[str, Fits] = {
 
 def texts(keyword: str, value: Any) -> list[str]:
     """The values of an attribute that are not empty."""
-    vr = dictionary_VR(keyword)
+    vr = vr_of(keyword)
     if isinstance(value, str) and "\\" in value and vr not in SINGLE:
         value = value.split("\\")
     every: list[Any] = value if isinstance(value, list) else [value]
@@ -187,36 +190,54 @@ def _has(wanted: Wanted, value: Any) -> bool:
     stored = texts(keyword, value)
     if not wanted.values:
         return not stored
-    fits = FITS.get(dictionary_VR(keyword), _equal)
+    fits = FITS.get(vr_of(keyword), _equal)
     return any(fits(keyword, one, each) for one in wanted.values for each in stored)
 
 
 # --- all keys of a row ----------------------------------------------------------------------------------------------
 
 
-def meets(row: Mapping[str, Any], wanted: Iterable[Wanted]) -> bool:
-    """Whether attributes meet every key; keys of one sequence must be met by one of its items."""
+@dataclass(frozen=True, slots=True)
+class Demand:
+    """All keys together: plain ones, those that are only met together, and those of one item of a sequence."""
+
+    own: tuple[Wanted, ...]
+    identity: tuple[Wanted, ...]
+    spans: tuple[tuple[Wanted, Wanted], ...]
+    within: tuple[tuple[str, Demand], ...]
+
+    def meets(self, row: Mapping[str, Any]) -> bool:
+        """Whether attributes meet every key."""
+        return (
+            all(_has(one, row.get(one.keyword)) for one in self.own)
+            and all(_in_span(row, *pair) for pair in self.spans)
+            and self._is_identified(row)
+            and all(any(map(inner.meets, row.get(sequence) or [{}])) for sequence, inner in self.within)
+        )
+
+    def _is_identified(self, row: Mapping[str, Any]) -> bool:
+        if not self.identity:
+            return True
+        numbers = [row, *(row.get(OTHERS) or [])]
+        return any(all(_has(one, number.get(one.keyword)) for one in self.identity) for number in numbers)
+
+
+@lru_cache(maxsize=256)
+def demand(wanted: tuple[Wanted, ...]) -> Demand:
+    """What these keys demand of a row."""
     own = {one.keyword: one for one in wanted if len(one.path) == 1}
-    within: dict[str, list[Wanted]] = {}
+    spans = tuple((own.pop(days), own.pop(times)) for days, times in SPANS if _is_span(own.get(days), own.get(times)))
+    identity = tuple(own.pop(keyword) for keyword in sorted(IDENTITY & set(own)))
+    deeper: dict[str, list[Wanted]] = {}
     for one in wanted:
         if len(one.path) > 1:
-            within.setdefault(one.path[0], []).append(Wanted(one.path[1:], one.values))
-    return (
-        _meets_spans(row, own)
-        and _meets_identity(row, [own.pop(keyword) for keyword in sorted(IDENTITY & set(own))])
-        and all(_has(one, row.get(keyword)) for keyword, one in own.items())
-        and all(_meets_item(row.get(sequence), keys) for sequence, keys in within.items())
-    )
+            deeper.setdefault(one.path[0], []).append(Wanted(one.path[1:], one.values))
+    within = tuple((sequence, demand(tuple(keys))) for sequence, keys in deeper.items())
+    return Demand(tuple(own.values()), identity, spans, within)
 
 
-def _meets_spans(row: Mapping[str, Any], own: dict[str, Wanted]) -> bool:
-    return all(_in_span(row, own.pop(days), own.pop(times)) for days, times in spans(own))
-
-
-def spans(own: Mapping[str, Wanted]) -> list[tuple[str, str]]:
-    """The pairs of days and times among the keys that are one span."""
-    both = [(days, times) for days, times in SPANS if days in own and times in own]
-    return [pair for pair in both if own[pair[0]].values and any("-" in value for value in own[pair[1]].values)]
+def _is_span(days: Wanted | None, times: Wanted | None) -> bool:
+    return bool(days and times and days.values and any("-" in value for value in times.values))
 
 
 def _in_span(row: Mapping[str, Any], days: Wanted, times: Wanted) -> bool:
@@ -225,19 +246,10 @@ def _in_span(row: Mapping[str, Any], days: Wanted, times: Wanted) -> bool:
 
 
 def _moment(row: Mapping[str, Any], keyword: str) -> datetime | None:
-    return moment(next(iter(texts(keyword, row.get(keyword))), ""), READERS[dictionary_VR(keyword)])
+    return moment(next(iter(texts(keyword, row.get(keyword))), ""), READERS[vr_of(keyword)])
 
 
 def span_of(days: Wanted, times: Wanted | None = None) -> Interval:
     """What these days span, or these days and times together."""
     first = _interval(days.keyword, days.values[0], READERS["DA"])
     return combined(first, _interval(times.keyword, times.values[0], READERS["TM"])) if times else first
-
-
-def _meets_identity(row: Mapping[str, Any], wanted: Sequence[Wanted]) -> bool:
-    numbers = [row, *(row.get(OTHERS) or [])]
-    return not wanted or any(all(_has(one, number.get(one.keyword)) for one in wanted) for number in numbers)
-
-
-def _meets_item(items: Any, wanted: Sequence[Wanted]) -> bool:
-    return any(meets(item, wanted) for item in items or [{}])

@@ -108,7 +108,7 @@ class Catalogue:
     studies, by the id of the ImagingStudy.
     """
 
-    narrow: Callable[[Access, Query], Narrowed]
+    narrow: Callable[[Connection, Access, Query], Narrowed]
     tell: Callable[[Connection, Sequence[HeldStudy], Level], Mapping[str, Row]]
 
 
@@ -192,7 +192,8 @@ def _hits(shelf: Shelf, query: Query, target: Target, tree: Tree | None) -> Iter
 
 def _studies(shelf: Shelf, query: Query, offset: int | None) -> Iterator[Hit]:
     """The studies that match; those before the offset are passed over as cheaply as can be."""
-    narrowed = shelf.catalogue.narrow(shelf.access, query)
+    with shelf.store.read() as connection:
+        narrowed = shelf.catalogue.narrow(connection, shelf.access, query)
     skip = offset or 0
     if not narrowed.exact:
         yield from islice(_matching(shelf, query, _candidates(shelf, narrowed, BATCH, 0)), skip, None)
@@ -426,9 +427,8 @@ def _is_shown(header: Dataset, keyword: str) -> bool:
 def _result(shelf: Shelf, query: Query, target: Target, hit: Hit) -> Json:
     levels = _told_levels(query.level, target)
     keywords = {one for level in levels for one in ALWAYS[level]} | query.asks_for(hit.row)
-    keywords |= {
-        one for level in levels for one in IF_KNOWN[level] if hit.row.get(one) not in {None, ""} and hit.row[one]
-    }
+    known = {keyword for keyword, value in hit.row.items() if value not in (None, "", [])}
+    keywords |= {one for level in levels for one in IF_KNOWN[level] if one in known}
     told = {keyword: hit.row.get(keyword) for keyword in keywords - NEVER}
     return item({**told, "SpecificCharacterSet": "ISO_IR 192", "RetrieveURL": shelf.base + hit.path})
 

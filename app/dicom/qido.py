@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qsl
 
-from pydicom.datadict import dictionary_has_tag, dictionary_VR, keyword_dict, keyword_for_tag, tag_for_keyword
+from pydicom.datadict import dictionary_has_tag, keyword_dict, keyword_for_tag, tag_for_keyword
 
 from app.dicom import criteria
 from app.dicom.criteria import KEYS, LIST, LISTS, Row, Wanted
@@ -47,9 +47,9 @@ class Query:
     offset: int = 0
     fuzzy: bool = False
 
-    def at(self, *levels: Level) -> tuple[Wanted, ...]:
-        """The keys of these levels."""
-        return tuple(one for one in self.wanted if any(one.path[0] in KEYS[level] for level in levels))
+    def at(self, level: Level) -> tuple[Wanted, ...]:
+        """The keys of this level."""
+        return tuple(one for one in self.wanted if one.path[0] in KEYS[level])
 
     def needs(self, level: Level, source: criteria.Source) -> bool:
         """Whether a key of the level can only be answered by this source."""
@@ -57,7 +57,7 @@ class Query:
 
     def meets(self, row: Row, level: Level) -> bool:
         """Whether a row meets every key of the level."""
-        return criteria.meets(row, self.at(level))
+        return criteria.demand(self.at(level)).meets(row)
 
     def asks_for(self, row: Row) -> set[str]:
         """The attributes of a row to be sent besides the required ones."""
@@ -148,7 +148,7 @@ def _match(reading: _Reading, name: str, value: str) -> None:
         raise BadRequest(f"{reading.level} searches do not know the parameter {_shown(name)}") from error
     if path[0] not in criteria.known(reading.level):
         raise BadRequest(f"{reading.level} searches cannot match {'.'.join(path)}")
-    if (dictionary_VR(path[-1]) == "SQ") or any(dictionary_VR(one) != "SQ" for one in path[:-1]):
+    if (criteria.vr_of(path[-1]) == "SQ") or any(criteria.vr_of(one) != "SQ" for one in path[:-1]):
         raise BadRequest(f"{'.'.join(path)} does not name a value: that is sequence.attribute")
     if path in reading.values and not path[-1].endswith("UID"):
         raise BadRequest(f"{'.'.join(path)} is given twice")
@@ -160,8 +160,8 @@ def _wanted(path: tuple[str, ...], given: list[str], reading: _Reading) -> Wante
     keyword = path[-1]
     if given == [EMPTY] and reading.switches.get("emptyvaluematching"):
         return Wanted(path, ())
-    is_list = keyword in LISTS or dictionary_VR(keyword) == "UI"
-    if not is_list and dictionary_VR(keyword) not in READERS and reading.switches.get("multiplevaluematching"):
+    is_list = keyword in LISTS or criteria.vr_of(keyword) == "UI"
+    if not is_list and criteria.vr_of(keyword) not in READERS and reading.switches.get("multiplevaluematching"):
         values = [one for value in given for one in value.split("\\")]
     else:
         values = [one for value in given for one in LIST.split(value)] if is_list else given

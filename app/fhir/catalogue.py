@@ -6,6 +6,7 @@ less, and never more than the grant covers (docs/decisions/0080).
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
@@ -14,10 +15,11 @@ from typing import Any
 from msgspec.structs import replace
 from sqlalchemy.engine import Connection
 
-from app.access import Access
+from app.access import Access, Action
 from app.dicom import criteria, qido
 from app.dicom.criteria import Wanted
 from app.dicom.finding import Catalogue, Narrowed
+from app.dicom.matching import WILDCARD_VRS, wildcard
 from app.dicom.paths import Level
 from app.fhir import granted, resources
 from app.fhir.index import fold
@@ -26,6 +28,7 @@ from app.fhir.mapping.codes import Json
 from app.fhir.mapping.worklist import Site
 from app.fhir.registry import offer
 from app.fhir.resources import STUDY_UID
+from app.store import candidates
 from app.store import resources as rows
 from app.store.query import Clause, Condition, Date, Link, Query, Text, Token
 from app.store.studies import HeldStudy
@@ -36,6 +39,8 @@ FAR = 15 * HOUR
 """A local time is at most so far from the same time in UTC."""
 MANY = 64
 """A list of more values is matched without the index, but for the UIDs of studies."""
+HELD = Clause((Token("status", None, "available"),))
+"""Of the others the archive holds nothing."""
 EXACT = frozenset({"StudyInstanceUID"})
 """Keys of which the index finds neither more nor less than matches."""
 
@@ -48,37 +53,46 @@ def of(site: Site) -> Catalogue:
 # --- keys as conditions ---------------------------------------------------------------------------------------------
 
 
-def narrow(access: Access, query: qido.Query) -> Narrowed:
+def narrow(connection: Connection, access: Access, query: qido.Query) -> Narrowed:
     """The ImagingStudies that a search has to look at."""
     kind = offer(STUDY)
-    by_keyword = {one.path[0]: one for one in query.wanted if len(one.path) == 1}
-    held = Clause((Token("status", None, "available"),))
-    own = (held, *_clauses(OF_STUDY, by_keyword), *_started(by_keyword))
+    by_keyword = {one.path[0]: one for one in query.wanted if len(one.path) == 1 and one.values}
+    # How long it takes to look through all values there are may tell of others' studies.
+    free = None if granted.is_bounded(access, Action("s", STUDY)) else connection
+    own = (HELD, *_clauses(OF_STUDY, by_keyword, free), *_started(by_keyword))
     confined = granted.confine(Query(STUDY, own, natural=kind.sort), kind, access)
     # Whose study it is belongs to the study: no right to read Patients is needed to be told so.
-    whose = _clauses(OF_PATIENT, by_keyword)
+    whose = _clauses(OF_PATIENT, by_keyword, free)
     if whose:
         people = Query(PATIENT, whose, natural=offer(PATIENT).sort)
         confined = replace(confined, clauses=(*confined.clauses, Clause((Link("patient", people),))))
     return Narrowed(confined, exact=all(one.path[0] in EXACT for one in query.wanted))
 
 
-Alternatives = Callable[[Wanted], Iterable[Condition] | None]
-"""The conditions of which one must hold; None where the index cannot tell."""
+Alternatives = Callable[[Wanted, Connection | None], Iterable[Condition] | None]
+"""The conditions of which one must hold; None where the index cannot tell. With a connection it may be looked into."""
 
 
-def _clauses(table: Mapping[str, Alternatives], by_keyword: Mapping[str, Wanted]) -> tuple[Clause, ...]:
-    wanted = ((table[keyword], one) for keyword, one in by_keyword.items() if keyword in table and one.values)
-    found = (alternatives(one) for alternatives, one in wanted)
+def _clauses(
+    table: Mapping[str, Alternatives], by_keyword: Mapping[str, Wanted], free: Connection | None
+) -> tuple[Clause, ...]:
+    found = (table[keyword](one, free) for keyword, one in by_keyword.items() if keyword in table)
     return tuple(Clause(tuple(conditions)) for conditions in found if conditions is not None)
 
 
-def _token(param: str, written: Callable[[str], str] = str, system: str | None = None) -> Alternatives:
-    def conditions(wanted: Wanted) -> list[Condition] | None:
-        plain = wanted.plain()
-        if not plain or (len(plain) > MANY and wanted.keyword not in EXACT):
-            return None
-        return [Token(param, system, written(value)) for value in plain]
+def _token(
+    resource_type: str, param: str, written: Callable[[str], str] = str, system: str | None = None
+) -> Alternatives:
+    def conditions(wanted: Wanted, free: Connection | None) -> list[Condition] | None:
+        plain: Sequence[str] | None = [written(value) for value in wanted.plain()]
+        if not plain and free is not None and criteria.vr_of(wanted.keyword) in WILDCARD_VRS:
+            patterns = wanted.values
+            plain = candidates.values(
+                free, resource_type, param, lambda value: any(wildcard(one, value) for one in patterns), limit=MANY
+            )
+        elif not plain or (len(plain) > MANY and wanted.keyword not in EXACT):
+            plain = None
+        return None if plain is None else [Token(param, system, value) for value in plain]
 
     return conditions
 
@@ -86,20 +100,23 @@ def _token(param: str, written: Callable[[str], str] = str, system: str | None =
 def _beginning(param: str) -> Alternatives:
     """Texts by what stands before the first wildcard; of a name, before the end of its first part."""
 
-    def conditions(wanted: Wanted) -> list[Condition] | None:
-        known = [fold(_before(value)) for value in wanted.values]
-        return [Text(param, "starts", one) for one in known] if all(known) and len(known) <= MANY else None
+    def conditions(wanted: Wanted, _free: Connection | None) -> list[Condition] | None:
+        groups = [next((group for group in value.split("=") if group.strip("*^")), "") for value in wanted.values]
+        known = [_known(param, re.split(r"[*?^]", group)) for group in groups]
+        return list(filter(None, known)) if all(known) and len(known) <= MANY else None
 
     return conditions
 
 
-def _before(text: str) -> str:
-    first = next((group for group in text.split("=") if group), "")
-    ends = [at for sign in "*?^" if (at := first.find(sign)) >= 0]
-    return first[: min(ends, default=len(first))]
+def _known(param: str, runs: Sequence[str]) -> Text | None:
+    """What a text has to begin with, or else to have within."""
+    first, longest = fold(runs[0]), fold(max(runs, key=len))
+    if first:
+        return Text(param, "starts", first)
+    return Text(param, "contains", longest) if longest else None
 
 
-def _born(wanted: Wanted) -> list[Condition] | None:
+def _born(wanted: Wanted, _free: Connection | None) -> list[Condition] | None:
     return _between("birthdate", criteria.span_of(wanted))
 
 
@@ -114,7 +131,7 @@ def _between(param: str, span: tuple[datetime | None, datetime | None]) -> list[
 def _started(by_keyword: Mapping[str, Wanted]) -> list[Clause]:
     """Both ends of the days a study may have begun on."""
     days = by_keyword.get("StudyDate")
-    if days is None or not days.values:
+    if days is None:
         return []
     first, last = criteria.span_of(days)
     found = (_between("started", (first, None)), _between("started", (None, last)))
@@ -130,22 +147,22 @@ def _gender(sex: str) -> str:
 
 
 OF_STUDY: Mapping[str, Alternatives] = {
-    "StudyInstanceUID": _token("identifier", values.oid, STUDY_UID),
-    "AccessionNumber": _token("accession"),
-    "StudyID": _token("identifier"),
+    "StudyInstanceUID": _token(STUDY, "identifier", values.oid, STUDY_UID),
+    "AccessionNumber": _token(STUDY, "accession"),
+    "StudyID": _token(STUDY, "identifier"),
     "StudyDescription": _beginning("description"),
-    "ModalitiesInStudy": _token("modality"),
-    "SOPClassesInStudy": _token("dicom-class", values.oid),
-    "SeriesInstanceUID": _token("series"),
-    "Modality": _token("modality"),
-    "SOPInstanceUID": _token("instance"),
-    "SOPClassUID": _token("dicom-class", values.oid),
+    "ModalitiesInStudy": _token(STUDY, "modality"),
+    "SOPClassesInStudy": _token(STUDY, "dicom-class", values.oid),
+    "SeriesInstanceUID": _token(STUDY, "series"),
+    "Modality": _token(STUDY, "modality"),
+    "SOPInstanceUID": _token(STUDY, "instance"),
+    "SOPClassUID": _token(STUDY, "dicom-class", values.oid),
 }
 OF_PATIENT: Mapping[str, Alternatives] = {
     "PatientName": _beginning("name"),
-    "PatientID": _token("identifier"),
+    "PatientID": _token(PATIENT, "identifier"),
     "PatientBirthDate": _born,
-    "PatientSex": _token("gender", _gender),
+    "PatientSex": _token(PATIENT, "gender", _gender),
 }
 
 # --- studies in DICOM's words ---------------------------------------------------------------------------------------
@@ -155,11 +172,9 @@ def _tell(site: Site, connection: Connection, held: Sequence[HeldStudy], level: 
     found = _read(connection, STUDY, {one.imaging_study_id for one in held})
     people = _read(connection, PATIENT, {one.patient_id for one in held})
     told = {
-        one.imaging_study_id: catalogue.study(
-            catalogue.View(found[one.imaging_study_id], people.get(one.patient_id, {}), site)
-        )
+        one.imaging_study_id: catalogue.study(catalogue.view(study, people.get(one.patient_id, {}), site))
         for one in held
-        if one.imaging_study_id in found
+        if (study := found.get(one.imaging_study_id)) is not None
     }
     if level != "study":
         for imaging_study_id, asked in _requests(connection, found).items():

@@ -1,13 +1,31 @@
 """The studies of the archive that a search looks at, in its order, and no more of them than it takes."""
 
+# ruff: noqa: S608 - SQL is put together from our own words; every value is bound
+
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import orjson
 from sqlalchemy.engine import Connection
 
 from app.store import plan
 from app.store.database import is_sqlite, run
-from app.store.query import Place, Query
+from app.store.query import Place, Query, key
 from app.store.studies import COLUMNS, HeldStudy
+
+SCANNED = 100_000
+"""More values of a parameter than these are not looked through."""
+
+
+def values(
+    connection: Connection, resource_type: str, param: str, fits: Callable[[str], bool], *, limit: int
+) -> list[str] | None:
+    """The values of a token parameter that fit, by whatever resource; None where there are more than a few."""
+    sql = "SELECT DISTINCT value FROM indextoken WHERE param = ? LIMIT ?"
+    known = run(connection, sql, (key(resource_type, param), SCANNED + 1)).fetchall()
+    found = [row[0] for row in known if fits(row[0])]
+    return found if len(found) <= limit and len(known) <= SCANNED else None
 
 
 def page(
@@ -18,23 +36,22 @@ def page(
     No more is read of a resource than its id. Of two studies that one ImagingStudy tells of, the first stands for both.
     """
     planned = plan.page(query, limit, after, plan.Engine(is_sqlite(connection), lambda _: True))
-    names = ", ".join(f"s.{column.name}" for column in COLUMNS)
     if is_sqlite(connection):
-        sql = f"""SELECT {names}, page.* FROM ({planned.text}) page CROSS JOIN resource r
-            LEFT JOIN study s ON s.imaging_study_id = r.resource_id AND s.missing_since IS NULL
-            WHERE r.rid = page.rid"""  # noqa: S608 - our own names
+        sql = f"""SELECT page.*, r.resource_id FROM ({planned.text}) page CROSS JOIN resource r
+            WHERE r.rid = page.rid"""
     else:
-        sql = f"""WITH page AS MATERIALIZED ({planned.text}) SELECT {names}, page.* FROM page
-            JOIN resource r ON r.rid = page.rid
-            LEFT JOIN study s ON s.imaging_study_id = r.resource_id AND s.missing_since IS NULL
-            {plan.ordering(query.order, "page.")}, s.orthanc_id"""  # noqa: S608 - our own names
+        sql = f"""WITH page AS MATERIALIZED ({planned.text}) SELECT page.*, r.resource_id FROM page
+            JOIN resource r ON r.rid = page.rid {plan.ordering(query.order, "page.")}"""
     rows = run(connection, sql, planned.values).fetchall()
-    width = len(COLUMNS)
-    found: dict[str, HeldStudy] = {}
-    for row in rows:
-        if row[0] is not None:
-            one = HeldStudy(*row[:width])
-            known = found.get(one.imaging_study_id, one)
-            found[one.imaging_study_id] = min(known, one, key=lambda each: each.orthanc_id)
-    told = len({row[-1] for row in rows})
-    return list(found.values()), tuple(rows[-1][width:]) if told == limit else None
+    held = _held(connection, [row[-1] for row in rows])
+    return [held[row[-1]] for row in rows if row[-1] in held], tuple(rows[-1][:-1]) if len(rows) == limit else None
+
+
+def _held(connection: Connection, imaging_study_ids: list[str]) -> dict[str, HeldStudy]:
+    """Asked apart: compared with another table's text, which sorts otherwise, PostgreSQL would use no index."""
+    names = ", ".join(column.name for column in COLUMNS)
+    several = "IN (SELECT value FROM json_each(?))" if is_sqlite(connection) else "= ANY(?)"
+    sql = f"""SELECT {names} FROM study WHERE imaging_study_id {several} AND missing_since IS NULL
+        ORDER BY orthanc_id DESC"""
+    listed = orjson.dumps(imaging_study_ids).decode() if is_sqlite(connection) else imaging_study_ids
+    return {one.imaging_study_id: one for one in (HeldStudy(*row) for row in run(connection, sql, (listed,)))}

@@ -16,21 +16,38 @@ from app.fhir.mapping.worklist import Site
 
 @dataclass(frozen=True, slots=True)
 class View:
-    """What a study is told from."""
+    """What a study is told from: its resources, when it began, and the patient's numbers with who gave them."""
 
     study: Json
     patient: Json
     site: Site
+    started: tuple[str, str, str]
+    numbers: Sequence[tuple[str, str]]
 
 
 Row = tuple[str, Callable[[View], Any]]
 
 
-def _started(view: View) -> tuple[str, str, str]:
+def view(study: Json, patient: Json, site: Site) -> View:
+    """A study and its patient, at a site that knows authorities by these issuers."""
+    return View(study, patient, site, _started(study), _numbers(patient, site))
+
+
+def _started(study: Json) -> tuple[str, str, str]:
     """Date, time and offset from UTC, as the images had them."""
-    day, _, clock = view.study.get("started", "").partition("T")
+    day, _, clock = study.get("started", "").partition("T")
     digits, offset = (clock[:-1], "+0000") if clock.endswith("Z") else (clock[:-6], clock[-6:].replace(":", ""))
     return day.replace("-", "") if len(day) == 10 else "", digits.replace(":", ""), offset
+
+
+def _numbers(patient: Json, site: Site) -> Sequence[tuple[str, str]]:
+    """(number, issuer) of each number the patient has of an authority for them; the first is the one images bear."""
+    own = patient.get("identifier", [])
+    if not own:
+        return []
+    first = worklist.mrn(patient, site)
+    rest = [(one.get("system", ""), one.get("value", "")) for one in own if one.get("system") in site.mrn_issuers]
+    return [(value, site.mrn_issuers.get(system, "")) for system, value in dict.fromkeys([first, *rest]) if value]
 
 
 def _study_id(view: View) -> str | None:
@@ -49,25 +66,14 @@ def _sop_classes(view: View) -> list[str]:
     return sorted({values.bare(one["sopClass"]["code"]) for one in instances if one["sopClass"].get("code")})
 
 
-def _numbers(view: View) -> list[tuple[str, str]]:
-    """(number, issuer) of each number the patient has of an authority for them; the first is the one images bear."""
-    own = view.patient.get("identifier", [])
-    if not own:
-        return []
-    first = worklist.mrn(view.patient, view.site)
-    rest = [(one.get("system", ""), one.get("value", "")) for one in own if one.get("system") in view.site.mrn_issuers]
-    return [(value, view.site.mrn_issuers.get(system, "")) for system, value in dict.fromkeys([first, *rest]) if value]
-
-
 def _number(view: View, at: int) -> str | None:
-    found = _numbers(view)
-    return found[0][at] if found else None
+    return view.numbers[0][at] if view.numbers else None
 
 
 def _other_numbers(view: View) -> list[Json]:
     return [
         {"PatientID": number, "IssuerOfPatientID": issuer, "TypeOfPatientID": "TEXT"}
-        for number, issuer in _numbers(view)[1:]
+        for number, issuer in view.numbers[1:]
     ]
 
 
@@ -77,14 +83,15 @@ def _birth_date(view: View) -> str:
 
 
 def _referrer(view: View) -> str:
-    return patient.person_name([{"text": view.study.get("referrer", {}).get("display", "")}])
+    shown = view.study.get("referrer", {}).get("display")
+    return patient.person_name([{"text": shown}]) if shown else ""
 
 
 STUDY: tuple[Row, ...] = (
     ("StudyInstanceUID", lambda view: imaging_study.uid_of(view.study)),
-    ("StudyDate", lambda view: _started(view)[0]),
-    ("StudyTime", lambda view: _started(view)[1]),
-    ("TimezoneOffsetFromUTC", lambda view: _started(view)[2]),
+    ("StudyDate", lambda view: view.started[0]),
+    ("StudyTime", lambda view: view.started[1]),
+    ("TimezoneOffsetFromUTC", lambda view: view.started[2]),
     ("AccessionNumber", lambda view: worklist.accession(view.study)),
     ("IssuerOfAccessionNumberSequence", _accession_issuer),
     ("ModalitiesInStudy", lambda view: sorted(one["code"] for one in view.study.get("modality", []) if "code" in one)),
