@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
+import httpx
 import pytest
 
+from app.smart import clients
+from app.smart.clients import Client
 from tests.deploy import nginx
 from tests.deploy.nginx import Front
 from tests.hostile.credentials import minted
@@ -14,9 +17,9 @@ from tests.hostile.server import serving
 from tests.hostile.suite import Suite
 from tests.hostile.tricks import tricks
 from tests.hostile.wire import Wire
-from tests.hostile.world import STUDIES, seeded
+from tests.hostile.world import STUDIES, U, seeded
 from tests.orthanc.conftest import Orthanc, orthanc
-from tests.processes import free_port
+from tests.processes import free_port, wait_until
 
 __all__ = ["orthanc"]
 
@@ -67,3 +70,27 @@ def test_no_answer_tells_of_what_nginx_keeps_for_others(
     with capsys.disabled():
         print(f"\n  through nginx: {suite.report}")
     assert not suite.report.faults, "\n".join(suite.report.faults[:100])
+
+
+def test_what_is_kept_is_readable_for_each_apps_page_and_no_other(attacked: tuple[Suite, Front]) -> None:
+    """The permission to read belongs to the request, not to the bytes."""
+    suite, front = attacked
+    pages = [f"https://{name}.example.org" for name in ("one", "other")]
+    for page in pages:
+        app = Client(page[8:], page, "public", redirect_uris=(f"{page}/",), scope="patient/ImagingStudy.rs")
+        suite.world.store.transact(lambda connection, app=app: clients.ensure_client(connection, app))
+    system = next(one for one in suite.credentials if one.name == "system")
+    (name, value), *_ = system.headers
+    path = f"/dicom-web/studies/{U.uid}/series/{U.series()}/instances/{U.instance()}/frames/1"
+    before = len(front.kept)
+    with httpx.Client(base_url=front.url, headers={name.decode(): value.decode()}, trust_env=False) as client:
+
+        def leave(origin: str) -> str | None:
+            answer = client.get(path, headers={"Origin": origin})
+            assert answer.status_code == 200, answer.text
+            return answer.headers.get("access-control-allow-origin")
+
+        wait_until(lambda: leave(pages[0]) == pages[0], "the new app to be known")
+        assert leave(pages[1]) == pages[1]
+        assert leave("https://stranger.example.org") is None
+    assert set(front.kept[before + 1 :]) == {"HIT"}
