@@ -131,6 +131,12 @@ class Unavailable(IsocenterError):
         self.retry_after = retry_after
 
 
+class TooMany(Unavailable):
+    """One caller asks for more at once than it may (RFC 6585 section 4)."""
+
+    status, code = 429, "throttled"
+
+
 class ArchiveUnavailable(Unavailable):
     """The image archive does not answer."""
 

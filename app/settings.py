@@ -125,6 +125,8 @@ class Settings(BaseSettings):
     """Megabytes of disk for frames, metadata and pictures that DICOMweb has served; 0 keeps none."""
     accel_redirect: Annotated[str, Field(pattern=r"^(/[a-z0-9_-]+)?$")] = ""
     """The internal location of an nginx that keeps and sends images for the gateway (`/_kept`); empty: none does."""
+    requests_per_grant: int = Field(default=256, ge=1)
+    """So many DICOMweb requests of one grant are answered side by side; one more is told to come later."""
     database_url: SecretStr = SecretStr("")
     """`sqlite:///…` or `postgresql+psycopg://…`; empty means SQLite in the data directory."""
     secret_key: SecretStr = SecretStr("")

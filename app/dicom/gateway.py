@@ -9,6 +9,7 @@ import dataclasses
 import threading
 import time
 from collections.abc import Callable
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -26,6 +27,7 @@ from app.dicom import accept, admission, capabilities, finding, paths, prepared,
 from app.dicom.accept import Form
 from app.dicom.ahead import Ahead
 from app.dicom.cache import OFF, Cache
+from app.dicom.crowd import AT_ONCE, Crowd
 from app.dicom.flights import Flights
 from app.dicom.headless import Headless
 from app.dicom.holdings import Holding, Holdings
@@ -35,7 +37,7 @@ from app.dicom.relay import HEADERS, Way
 from app.dicom.spool import Gate
 from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
-from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, MethodNotAllowed, NotFound
+from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, MethodNotAllowed, NotFound, TooMany
 from app.store import studies
 from app.store.database import Store, seen
 from app.store.studies import HeldStudy
@@ -69,6 +71,8 @@ class Parts:
     """What may be stored."""
     cache: Cache = OFF
     """Where what was served is kept."""
+    at_once: int = AT_ONCE
+    """So many requests of one grant are answered side by side."""
     accel: str = ""
     """The internal location of a proxy that keeps and sends bytes for us (ISOCENTER_ACCEL_REDIRECT)."""
 
@@ -97,6 +101,7 @@ class Gateway:
         self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=4)
         self.upstream = Upstream(parts.url, parts.username, parts.password)
         self.holdings = Holdings(self.orthanc)
+        self.crowd = Crowd(parts.at_once)
         self.flights = Flights(parts.cache)
         self.accel = parts.accel
         self.ahead = Ahead(self.orthanc, self.flights)
@@ -341,10 +346,11 @@ class Service:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """ASGI."""
-        response = await self._serve(Request(scope, Unread(scope, receive).receive, send))
-        await response(scope, receive, send)
+        with ExitStack() as passed:
+            response = await self._serve(Request(scope, Unread(scope, receive).receive, send), passed)
+            await response(scope, receive, send)
 
-    async def _serve(self, request: Request) -> Response:
+    async def _serve(self, request: Request, passed: ExitStack) -> Response:
         path = below(request.scope)
         if request.method == "OPTIONS" or paths.is_root(path):
             # No credential: a browser sends none with its preflight, and nothing here is about anybody.
@@ -354,6 +360,11 @@ class Service:
             admitted = self._admit(request, target)
         else:
             admitted = await run_in_threadpool(self._admit, request, target)
+        try:
+            passed.enter_context(self._gateway.crowd.passed(admitted.access.grant_id or admitted.access.client_id))
+        except TooMany as error:
+            _failed(self._gateway, admitted, error)
+            raise
         response = await _answer(self._gateway, admitted)
         return Headless(response) if request.method == "HEAD" else response
 

@@ -95,6 +95,7 @@ def _gateway(house: House) -> Gateway:
             catalogue.of(house.site.worklist),
             rules=_rules(settings),
             cache=Cache(settings.web_cache, settings.cache_mb << 20),
+            at_once=settings.requests_per_grant,
             accel=settings.accel_redirect,
         )
     )

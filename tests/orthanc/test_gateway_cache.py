@@ -8,6 +8,7 @@ import socket
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,6 +17,7 @@ import pytest
 
 from app.dicom import preparing
 from app.dicom.cache import Cache
+from app.dicom.crowd import AT_ONCE
 from app.dicom.holdings import Holdings
 from app.store import studies
 from tests.orthanc.conftest import Orthanc as Archive
@@ -428,3 +430,13 @@ def test_without_a_cache_everything_is_served_as_well(
                 assert f"{U}.1.1".encode() in client.get(frame(1), headers=FRAMES).content
                 assert len(client.get(f"{SERIES}/metadata").json()) == 2
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_grant_that_asks_for_too_much_at_once_is_told_to_wait(gateway: Running, client: httpx.Client) -> None:
+    with ExitStack() as under_way:
+        for _ in range(AT_ONCE):
+            under_way.enter_context(gateway.gateway.crowd.passed("g"))
+        refused = client.get(frame(1), headers=FRAMES)
+        assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+    assert [record.outcome for record in gateway.records] == ["failed"]
+    assert client.get(frame(1), headers=FRAMES).status_code == 200
