@@ -238,10 +238,15 @@ def _add_study_tags(shelf: Shelf, hits: Sequence[Hit]) -> dict[str, Json]:
     known = {content["ID"]: content for content in contents if _is_of(content, hits)}
     for hit in hits:
         content = known.get(hit.study.orthanc_id)
-        # What the store knows outweighs the image that happened to come first.
-        hit.row = (study_tags(content) if content else {}) | hit.row
+        hit.row = _joined(hit.row, study_tags(content) if content else {})
         hit.row["InstanceAvailability"] = "ONLINE" if content else "UNAVAILABLE"
     return known
+
+
+def _joined(told: Row, tags: Mapping[str, str]) -> Row:
+    """What the store knows outweighs the image that happened to come first, but for what only images say in full."""
+    known = {keyword: value for keyword, value in told.items() if KEYS["study"].get(keyword) != "archive"}
+    return {**told, **tags, **known}
 
 
 def _is_of(content: Json, hits: Sequence[Hit]) -> bool:
@@ -284,7 +289,7 @@ def _series_in(shelf: Shelf, query: Query, tree: Tree, series_uid: str | None) -
     if series_uid is not None and series_uid not in holding.series:
         raise NotFound("the study has no such series")
     [hit] = _told(shelf, query, [tree.study])
-    hit.row = {**holding.tags} | hit.row | {"InstanceAvailability": "ONLINE"} | _counts(holding)
+    hit.row = _joined(hit.row, holding.tags) | {"InstanceAvailability": "ONLINE"} | _counts(holding)
     if not query.meets(hit.row, "study"):
         return
     for one in holding.series.values():
