@@ -97,10 +97,12 @@ def by_natural_key(connection: Connection, natural_key: str) -> Json | None:
     return loads(stored.body) if stored and not stored.deleted else None
 
 
-def find(connection: Connection, resource_type: str, criteria: Sequence[tuple[str, str]]) -> list[Json]:
+def find(
+    connection: Connection, resource_type: str, criteria: Sequence[tuple[str, str]], limit: int = MAX_FOUND
+) -> list[Json]:
     """What the search parameters find, in their order, for the server's own use: no access is asked."""
     query = search.parse(offer(resource_type), criteria).query
-    return [loads(hit.stored.body) for hit in rows.search(connection, query, limit=MAX_FOUND)]
+    return [loads(hit.stored.body) for hit in rows.search(connection, query, limit=limit)]
 
 
 def identified_by(connection: Connection, resource_type: str, system: str, value: str) -> list[Json]:

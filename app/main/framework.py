@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
-from sqlalchemy.engine import Connection
 from starlette.types import Receive, Scope, Send
 
 from app.dicom import stow
@@ -16,8 +15,7 @@ from app.dicom.gateway import Gateway, Parts, Service
 from app.dicom.multipart import Limits
 from app.dicom.stow import Rules
 from app.errors import BadRequest
-from app.fhir import catalogue, resources
-from app.fhir.mapping import report, worklist
+from app.fhir import catalogue
 from app.main import cors, demo_ehr, http, launches
 from app.main.house import House
 from app.settings import Settings
@@ -26,6 +24,7 @@ from app.store import sync
 from app.viewer import launch as viewer_launch
 from app.viewer import routes as viewer
 from app.viewer import sessions
+from app.workflow import choosing
 
 IS_DICOMWEB = re.compile(r"(?:/v/(?P<session>[^/]+))?/dicom-web(?:/|$)")
 
@@ -60,7 +59,7 @@ def _mount(app: FastAPI, house: House) -> None:
     """Every part at its address."""
     store, settings = house.store, house.settings
     by_token = house.by_token()
-    people = smart.PatientReader(_patient_label, _study_label)
+    people = smart.PatientReader(choosing.patient_label, choosing.label_of, choosing.RECORDS)
     app.include_router(smart.routes(store=store, settings=settings, audit=house.audit, patients=people), prefix="/auth")
     app.include_router(smart.discovery(settings))
     app.include_router(launches.routes(store, settings, by_token, house.audit))
@@ -125,16 +124,3 @@ class DicomWeb:
         scope["path_params"] = {"session": session} if session else {}
         scope["route"] = IN_SESSION if session else OPEN
         await (self._in_session if session else self._open)(scope, receive, send)
-
-
-def _patient_label(connection: Connection, patient_id: str) -> str:
-    patient = resources.read(connection, "Patient", patient_id) or {}
-    return report.shown_name(patient.get("name", [])) or "a patient"
-
-
-def _study_label(connection: Connection, imaging_study_id: str) -> str:
-    study = resources.read(connection, "ImagingStudy", imaging_study_id) or {}
-    modalities = ", ".join(coding["code"] for coding in study.get("modality", []))
-    described = study.get("description") or worklist.concept_text(next(iter(study.get("procedureCode", [])), None))
-    parts = [modalities, described, (study.get("started") or "")[:10]]
-    return " ".join(part for part in parts if part) or "one study"

@@ -64,8 +64,10 @@ class Asking:
     scope: str
     challenge: str
     nonce: str
-    launch: str | None
-    prompt: frozenset[str]
+    launch: str | None = None
+    chosen: str | None = None
+    """What a person chose on the way here, where no launch says it."""
+    prompt: frozenset[str] = frozenset()
 
     @property
     def client(self) -> Client:
@@ -125,8 +127,11 @@ def asking_of(settings: Settings, form: Form, address: Address) -> Asking:
     launch = fields.get("launch") or None
     if (launch is not None) != ("launch" in fields["scope"].split()):
         raise Refused("invalid_request", "the launch parameter and the launch scope go together")
+    chosen = fields.get("chosen") or None
+    if launch is not None and chosen is not None:
+        raise Refused("invalid_request", "a launch says already what is opened")
     prompt = frozenset(fields.get("prompt", "").split())
-    return Asking(address, fields["scope"], fields["code_challenge"], fields.get("nonce", ""), launch, prompt)
+    return Asking(address, fields["scope"], fields["code_challenge"], fields.get("nonce", ""), launch, chosen, prompt)
 
 
 def _fault(settings: Settings, fields: Mapping[str, str], address: Address) -> str:
@@ -144,17 +149,22 @@ def _fault(settings: Settings, fields: Mapping[str, str], address: Address) -> s
 
 
 def launch_of(connection: Connection, asking: Asking) -> LaunchContext | None:
-    """The context of the launch, still untaken; raises Refused for one that is not this app's to take."""
-    if asking.launch is None:
+    """The context of the launch or choice, still untaken; raises Refused for one that is not this app's to take."""
+    value, kind = _opened(asking)
+    if not value:
         return None
     try:
-        context = launches.peek_launch(connection, asking.launch, kind="launch")
+        context = launches.peek_launch(connection, value, kind=kind)
     except NotFound:
         context = None
     # Another app's launch is as unknown as a random one.
     if context is None or context.client_id != asking.client.id:
         raise Refused("invalid_request", "this launch is unknown, expired or already used")
     return context
+
+
+def _opened(asking: Asking) -> tuple[str, launches.Kind]:
+    return (asking.launch, "launch") if asking.launch else (asking.chosen or "", "chosen")
 
 
 def person_of(connection: Connection, session: Session | None, context: LaunchContext | None) -> Person | None:
@@ -236,9 +246,10 @@ def cap_of(connection: Connection, person: Person, context: LaunchContext | None
 
 def give_code(connection: Connection, asking: Asking, person: Person, offer: Offer) -> str:
     """Take the launch and keep a code, both or neither; raises Refused when the launch went meanwhile."""
-    if asking.launch is not None:
+    value, kind = _opened(asking)
+    if value:
         try:
-            launches.take_launch(connection, asking.launch, kind="launch")
+            launches.take_launch(connection, value, kind=kind)
         except NotFound as error:
             raise Refused("invalid_request", "this launch is unknown, expired or already used") from error
     code, at = opaque.make(), now()

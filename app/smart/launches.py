@@ -13,7 +13,7 @@ from app.smart.facts import limits
 from app.store import grants
 from app.store.database import now
 
-Kind = Literal["launch", "viewer"]
+Kind = Literal["launch", "viewer", "chosen"]
 SHORTEST = 60
 
 

@@ -15,9 +15,10 @@ from sqlalchemy.engine import Connection
 
 from app.audit import Record
 from app.settings import Settings
-from app.smart import authorize, clients, keys, opaque, pages, users
+from app.smart import authorize, choosing, clients, keys, opaque, pages, users
 from app.smart.authorize import Asking, Offer, Person, Refused, Untrusted
 from app.smart.facts import facts
+from app.smart.launches import LaunchContext
 from app.smart.requests import Form, TokenRequest, decode, form_of
 from app.smart.token_endpoint import NO_STORE, Server
 from app.store.database import Store
@@ -33,6 +34,7 @@ class PatientReader:
 
     patient: Callable[[Connection, str], str]
     study: Callable[[Connection, str], str]
+    records: choosing.Records
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +56,9 @@ class _Visit:
     person: Person | None
     offer: Offer | None
     csrf: str
+    context: LaunchContext | None = None
+    choice: choosing.What = ""
+    """What the person has to choose first."""
 
 
 def routes(*, store: Store, settings: Settings, audit: Audit, patients: PatientReader) -> APIRouter:
@@ -92,6 +97,10 @@ def _person_routes(router: APIRouter, desk: _Desk) -> None:
     def consent(request: Request, form: Posted) -> Response:
         return _consent(desk, request, form)
 
+    @router.post("/choose")
+    def choose(request: Request, form: Posted) -> Response:
+        return _choose(desk, request, form)
+
     @router.post("/logout")
     def logout(request: Request, form: Posted) -> Response:
         return _logout(desk, request, form)
@@ -102,6 +111,10 @@ def _authorize(desk: _Desk, request: Request, form: Form) -> Response:
 
     def answer(visit: _Visit) -> Response:
         prompt = visit.asking.prompt
+        if visit.choice:
+            if "none" in prompt:
+                raise Refused("interaction_required", f"a {visit.choice} has to be chosen")
+            return _choice_page(desk, visit, form)
         if visit.person is None or visit.offer is None:
             if "none" in prompt:
                 raise Refused("login_required", "nobody is logged in")
@@ -139,9 +152,12 @@ def _visit(desk: _Desk, connection: Connection, request: Request, asking: Asking
     person = authorize.person_of(connection, session, context)
     csrf = session.csrf if session else _form_token(desk, request)
     if person is None:
-        return _Visit(asking, None, None, csrf)
+        return _Visit(asking, None, None, csrf, context)
+    choice = choosing.needed(asking, context)
+    if choice:
+        return _Visit(asking, person, None, csrf, context, choice)
     cap = authorize.cap_of(connection, person, context)
-    return _Visit(asking, person, authorize.offer_of(desk.settings, asking, context, cap), csrf)
+    return _Visit(asking, person, authorize.offer_of(desk.settings, asking, context, cap), csrf, context)
 
 
 def _code(desk: _Desk, asking: Asking, person: Person, offer: Offer) -> Response:
@@ -193,6 +209,64 @@ def _consent_page(desk: _Desk, visit: _Visit, form: Form, *, status: int = 200) 
         study=study,
         scopes=told,
     )
+
+
+def _choice_page(desk: _Desk, visit: _Visit, form: Form, *, wanted: str = "", status: int = 200) -> Response:
+    """Whose record, or which study: what was found, each a button."""
+    found, patient = list[choosing.Choice](), ""
+    with desk.store.read() as connection:
+        if visit.choice == "patient" and wanted:
+            found = desk.patients.records.patients(connection, wanted, choosing.allowed(visit.asking))
+        elif visit.context is not None:
+            found = desk.patients.records.studies(connection, visit.context.patient_id)
+            patient = desk.patients.patient(connection, visit.context.patient_id)
+    return pages.page(
+        "choose.html",
+        status,
+        base=desk.settings.public_url,
+        client=visit.asking.client,
+        csrf=visit.csrf,
+        request=urlencode(form.pairs),
+        what=visit.choice,
+        wanted=wanted,
+        patient=patient,
+        found=found,
+    )
+
+
+def _choose(desk: _Desk, request: Request, form: Form) -> Response:
+    """Show what a text finds, or keep what was chosen and go on with the authorization request."""
+    fields, asked = form.fields, decode(form.fields.get("request", ""))
+
+    def answer(visit: _Visit) -> Response:
+        person = visit.person
+        if person is None:
+            return _login_page(desk, visit, asked)
+        if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
+            return _choice_page(desk, visit, asked, status=403)
+        if fields.get("decision") == "deny":
+            raise Refused("access_denied", "the user chose nothing")
+        chosen = fields.get(visit.choice, "") if visit.choice else ""
+        if visit.choice and not chosen:
+            _note(desk, "find-patient", "allowed", client_id=visit.asking.client.id, fhir_user=person.user.fhir_user)
+            return _choice_page(desk, visit, asked, wanted=fields.get("wanted", "").strip())
+        kept = [pair for pair in asked.pairs if pair[0] != "chosen"]
+        if chosen:
+            kept.append(("chosen", _chosen(desk, visit, person, chosen)))
+        return _redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(kept)}")
+
+    return _visited(desk, request, asked, answer)
+
+
+def _chosen(desk: _Desk, visit: _Visit, person: Person, chosen: str) -> str:
+    records, asking, context = desk.patients.records, visit.asking, visit.context
+
+    def work(connection: Connection) -> str:
+        if context is None:
+            return choosing.choose_patient(connection, records, asking, person, chosen)
+        return choosing.choose_study(connection, records, asking, person, (context, chosen))
+
+    return desk.store.transact(work)
 
 
 def _login(desk: _Desk, request: Request, form: Form) -> Response:

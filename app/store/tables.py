@@ -396,7 +396,7 @@ class Launch(SQLModel, table=True):
 
     hash: str = Field(primary_key=True)
     kind: str
-    """launch | viewer"""
+    """launch | viewer | chosen"""
     client_id: str
     user_id: str | None = None
     fhir_user: str | None = None

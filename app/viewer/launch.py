@@ -252,7 +252,7 @@ def _grant(settings: Settings, connection: Connection, context: LaunchContext, p
     client = clients.find(connection, CLIENT_ID)
     if client is None:
         raise Stopped(403, "The viewer is not registered as an app here, or it is disabled.")
-    asking = Asking(Address(client, redirect_uri(settings), None), SCOPE, "", "", None, frozenset())
+    asking = Asking(Address(client, redirect_uri(settings), None), SCOPE, "", "")
     offer = authorize.offer_of(settings, asking, context, authorize.cap_of(connection, person, context))
     grant_id = _open_grant(connection, person, offer)
     row = grants.find_grant(connection, grant_id, now())

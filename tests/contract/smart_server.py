@@ -32,15 +32,18 @@ from app.smart import clients, launches, server, tokens, users
 from app.smart.clients import Client
 from app.smart.launches import LaunchContext
 from app.store.database import Store
+from app.workflow import choosing
 from tests import processes
 
 STUDY = "1.2.840.113619.2.55.3.604688"
 CALLBACK = "https://app.example.org/callback?keep=1"
+STANDALONE = "openid fhirUser launch/patient patient/ImagingStudy.rs patient/Patient.r"
 SCOPE = "launch openid fhirUser online_access patient/ImagingStudy.rs patient/Observation.rs patient/Patient.r"
+APP_SCOPE = f"{SCOPE} launch/patient launch/imagingstudy offline_access patient/*.rs user/*.cruds"
 VIEWER_SCOPE = (
     "launch openid fhirUser online_access isocenter/sign patient/ImagingStudy.rs patient/Observation.rs "
     "patient/DiagnosticReport.rs patient/Patient.r patient/ServiceRequest.r patient/Endpoint.r patient/ImagingStudy.u "
-    "patient/*.cruds user/*.cruds system/*.cruds"
+    "patient/*.cruds user/*.cruds system/*.cruds launch/imagingstudy"
 )
 KEYS: dict[str, Any] = {
     "RS384": RSAKey.generate_key(2048, {"kid": "rsa"}),
@@ -48,11 +51,18 @@ KEYS: dict[str, Any] = {
 }
 JWKS = {"keys": [key.as_dict(private=False) for key in KEYS.values()]}
 APPS = (
-    Client("app", "Growth charts", "public", (CALLBACK,), scope=f"{SCOPE} offline_access patient/*.rs user/*.cruds"),
+    Client(
+        "app",
+        "Growth charts",
+        "public",
+        (CALLBACK,),
+        scope=f"{SCOPE} launch/patient launch/imagingstudy offline_access patient/*.rs user/*.cruds",
+    ),
     Client("other", "Another app", "public", (CALLBACK,), scope=SCOPE),
     Client("secret", "Hospital portal", "symmetric", (CALLBACK,), scope=f"{SCOPE} system/*.rs"),
     Client("viewer", "Viewer", "public", (CALLBACK,), scope=VIEWER_SCOPE, study_bound=True, skip_consent=True),
     Client("ehr", "Demo EHR", "asymmetric", scope="isocenter/launch isocenter/sign user/ImagingStudy.u", jwks=JWKS),
+    Client("ward", "Ward board", "public", (CALLBACK,), scope=STANDALONE, access="listed", patients=("p2",)),
     Client("robot", "Robot", "asymmetric", scope="system/ImagingStudy.rs system/Patient.r", jwks=JWKS),
     Client("archive", "Archive", "asymmetric", scope="isocenter/introspect", jwks=JWKS),
 )
@@ -251,6 +261,7 @@ def site_of(store: Store, folder: Path) -> Iterator[Site]:
     reader = server.PatientReader(
         patient=lambda _connection, patient_id: f"patient {patient_id}",
         study=lambda _connection, study_id: f"the CT of 3 May ({study_id})",
+        records=choosing.RECORDS,
     )
     app = FastAPI()
     app.include_router(

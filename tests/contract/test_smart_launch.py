@@ -355,13 +355,6 @@ def test_scopes_are_cut_and_malformed_ones_dropped(site: Site) -> None:
     assert body["scope"].split() == ["launch", "patient/ImagingStudy.read", "patient/Patient.rs"]
 
 
-def test_patient_scopes_need_a_patient(site: Site) -> None:
-    """S12 X03"""
-    body = site.tokens(launch=None, scope="openid patient/*.rs user/Patient.rs")
-    assert body["scope"].split() == ["openid", "user/Patient.rs"]
-    assert "patient" not in body
-
-
 def test_nobody_is_asked_with_prompt_none(site: Site) -> None:
     """O08"""
     assert refusal(site, site.asking(launch=site.launch(), prompt="none"))["error"] == "login_required"

@@ -29,7 +29,7 @@ from app.smart.users import User
 from app.store.database import Store
 from app.viewer import launch, registration, sessions
 from app.viewer.routes import routes
-from app.workflow import site
+from app.workflow import choosing, site
 from tests.processes import wait_until
 
 STUDY = "1.2.840.10008.99.1"
@@ -84,7 +84,7 @@ def application(settings: Settings, store: Store, records: list[Record], gateway
         return JSONResponse({"title": str(error)}, error.status, media_type="application/problem+json")
 
     app.exception_handler(IsocenterError)(told)
-    readers = smart.PatientReader(lambda _c, _i: "", lambda _c, _i: "")
+    readers = smart.PatientReader(lambda _c, _i: "", lambda _c, _i: "", choosing.RECORDS)
     authorization = smart.routes(store=store, settings=settings, audit=records.append, patients=readers)
     app.include_router(authorization, prefix="/auth")
     by_cookie = sessions.authenticate(store, settings)
