@@ -141,7 +141,7 @@ async def frames(way: Way, request: Request, instance: Instance, target: Target)
         for source, location in zip(sources, locations, strict=True)
     ]
     try:
-        return await _sent(way, form, pieces)
+        return await _relayed(way, form, pieces)
     except (BadRequest, ArchiveFailed):
         # The archive has no frames of more than 16 bits nor of floating point, and fails where it finds no pixels.
         made = [
@@ -152,6 +152,14 @@ async def frames(way: Way, request: Request, instance: Instance, target: Target)
 
 
 async def _sent(way: Way, form: Form, pieces: Sequence[Piece]) -> Response:
+    try:
+        return await _relayed(way, form, pieces)
+    except BadRequest as error:
+        # The archive refused what we asked, which the caller never wrote.
+        raise NotAcceptable("the archive cannot take this object apart: ask for the whole of it") from error
+
+
+async def _relayed(way: Way, form: Form, pieces: Sequence[Piece]) -> Response:
     if form.is_multipart:
         return await relay.multipart(way, form.media_type, pieces)
     return await relay.single(way, pieces[0])

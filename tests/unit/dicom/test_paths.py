@@ -54,7 +54,8 @@ def test_what_no_address_looks_like_is_a_bad_request(path: str) -> None:
 @pytest.mark.parametrize(
     "path",
     ["/patients", "/studies/1/frames/1", "/studies/1/series/2/frames/1", "/studies/1/series/2/instances/3/tags",
-     "/studies/1/series/2/series", "/studies/1/metadata/x", "/instances/1", "/series/1", "/studies/1/bulkdata/7FE00010", "/studies/1/series/2/pixeldata/1",
+     "/studies/1/series/2/series", "/studies/1/metadata/x", "/instances/1", "/series/1", "/studies/1/bulkdata/7FE00010",
+     "/studies/1/series/2/pixeldata/1",
      "/studies/1/series/2/instances/3/frames/1,2/rendered", "/studies/1/series/2/instances/3/frames/1/x",
      "/Studies/1", "/studies/1/series/2/instances/3/frames/1/pixeldata"],
 )  # fmt: skip

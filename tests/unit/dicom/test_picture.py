@@ -254,7 +254,8 @@ def test_parameters_are_read(query: str, asked: Asked) -> None:
     ["viewport=0,1", "viewport=1", "viewport=1,2,3", "viewport=5000,1", "viewport=1,1,-1,0,1,1", "viewport=1,1,0,0,0,1",
      "viewport=1,1,0,0,1,1,1", "viewport=a,b", "viewport=1e3,1", "viewport=", "window=1", "window=1,0", "window=1,-2",
      "window=1,0.5,linear", "window=1,0,sigmoid", "window=nan,1", "window=1,2,cubic", "window=1,2,linear,3",
-     "quality=0", "quality=101", "quality=5.0", "annotation=patient", "annotation=", "iccprofile=adobergb", "iccprofile=", "x=1",
+     "quality=0", "quality=101", "quality=5.0", "annotation=patient", "annotation=",
+     "iccprofile=adobergb", "iccprofile=", "x=1",
      "quality=5&quality=5", "window=1,2&viewport=1,1&window=1,2", "quality=%FF"],
 )  # fmt: skip
 def test_a_parameter_that_cannot_be_honoured_is_a_bad_request(query: str) -> None:
