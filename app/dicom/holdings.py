@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
 from app.dicom.orthanc import Json, Orthanc
-from app.errors import NotFound
+from app.errors import ArchiveUnavailable, NotFound
 from app.store.studies import HeldStudy
 
 FRESH_SECONDS = 1.0
@@ -136,6 +136,12 @@ class Holdings:
 
     def read(self, study: HeldStudy) -> Holding:
         """The tree as the archive has it now; what did not change since the last time is not read again."""
+        try:
+            return self._read(study)
+        except (LookupError, TypeError, AttributeError) as error:
+            raise ArchiveUnavailable("the archive answered something that cannot be understood") from error
+
+    def _read(self, study: HeldStudy) -> Holding:
         with self._lock:
             before = self._kept.get(study.orthanc_id)
         began = time.monotonic()

@@ -235,7 +235,7 @@ def _patiently(body: bytes) -> Any:
     try:
         # Half of a surrogate pair, which an invalid name may hold, is refused by the quick reader.
         return json.loads(body)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise ArchiveUnavailable("the archive answered something that is not JSON") from error
 
 

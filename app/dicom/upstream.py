@@ -25,6 +25,8 @@ PATIENCE = 0.5
 """A reader that takes nothing for so many seconds is slow."""
 SPOOLED = 256 << 20
 """So much waits on disk for a slow reader; of a larger object the rest comes at the reader's own pace."""
+BYTES, VALUE = ("/file", "/raw"), "/content/"
+TEXTS = frozenset({"application/json", "text/html", "text/plain"})
 TIMEOUT = aiohttp.ClientTimeout(total=None, connect=30, sock_connect=5, sock_read=60)
 
 
@@ -41,12 +43,12 @@ class Opened:
     async def read(self) -> bytes:
         """The whole body, for what is small."""
         try:
-            content = await self._response.read()
+            return await self._response.read()
         except (aiohttp.ClientError, TimeoutError) as error:
-            raise ArchiveUnavailable(f"the archive broke off ({type(error).__name__})") from error
+            failed = _let_go(error)
         finally:
             self.close()
-        return content
+        raise ArchiveUnavailable(f"the archive broke off ({failed})")
 
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body. If the archive breaks off, so does the reader."""
@@ -77,7 +79,7 @@ class Pump:
         self._waiting = self._written = self._taken = 0
         self._file: IO[bytes] | None = None
         self._more, self._room = asyncio.Event(), asyncio.Event()
-        self._error: BaseException | None = None
+        self._failed = ""
         self._task = asyncio.create_task(self._run())
 
     async def chunks(self) -> AsyncIterator[bytes]:
@@ -104,8 +106,8 @@ class Pump:
                 self._room.set()
                 return chunk
             if self._task.done():
-                if self._error is not None:
-                    raise ArchiveUnavailable("the archive broke off") from self._error
+                if self._failed:
+                    raise ArchiveUnavailable(f"the archive broke off ({self._failed})")
                 return None
             self._more.clear()
             await self._more.wait()
@@ -116,7 +118,7 @@ class Pump:
                 await self._take(chunk)
             self._response.release()
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            self._error = error
+            self._failed = _let_go(error)
         finally:
             # The reader looks once more when the task is over.
             asyncio.get_running_loop().call_soon(self._more.set)
@@ -145,6 +147,18 @@ class Pump:
         return True
 
 
+def _is_no_content(path: str, response: aiohttp.ClientResponse) -> bool:
+    if path.endswith(BYTES) and response.content_length == 0:
+        return True
+    return response.content_type in TEXTS and (path.endswith(BYTES) or VALUE in path)
+
+
+def _let_go(error: BaseException) -> str:
+    """What went wrong. The stream keeps its error, and the error all that was read: megabytes until the collector."""
+    error.__traceback__ = None
+    return type(error).__name__
+
+
 class Upstream:
     """The connection pool of one event loop."""
 
@@ -168,6 +182,10 @@ class Upstream:
             response.close()
             refuse(response.status)
             raise ArchiveUnavailable(f"the archive answered {response.status}")
+        if _is_no_content(path, response):
+            # A page of some proxy between, for example: it would be kept as if it were an image.
+            response.close()
+            raise ArchiveUnavailable("the archive answered something that is no image")
         return Opened(response, self._spool)
 
     async def close(self) -> None:

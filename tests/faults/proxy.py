@@ -70,8 +70,14 @@ class Proxy:
     # --- the network ---------------------------------------------------------------------------------------------
 
     def restore(self) -> None:
-        """Everything passes again; what was stalled goes on."""
-        self._change(self._restore)
+        """Everything passes again; what was stalled goes on, and who was told nonsense must call anew."""
+
+        def now() -> None:
+            if self._state.said is not None:
+                self._reset()
+            self._restore()
+
+        self._change(now)
 
     def cut(self) -> None:
         """Reset every connection, and every new one, until the network is restored."""
