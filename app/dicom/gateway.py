@@ -52,6 +52,7 @@ VERBS = {"search": "s", "store": "u"}
 GROUPED = frozenset({"frames", "rendered", "thumbnail", "bulkdata"})
 """Audited once per grant, series and window, with a count."""
 WINDOW_SECONDS = 300.0
+LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,6 +305,7 @@ class Trail:
         self.add = audit
         self._window = window
         self._lock = threading.Lock()
+        self._looked = 0.0
         self._counts: dict[tuple[str | None, ...], tuple[Record, float, int]] = {}
 
     def count(self, record: Record, series_uid: str | None) -> None:
@@ -311,7 +313,8 @@ class Trail:
         key = (record.grant_id, record.client_id, record.study_uid, record.patient_id, series_uid, record.action)
         now = time.monotonic()
         with self._lock:
-            over = self._over(now)
+            # Each look goes through all that is open: a second later is soon enough.
+            over = self._over(now) if now - self._looked >= LOOK_SECONDS else []
             first = key not in self._counts
             _, since, count = self._counts.get(key, (record, now, -1))
             self._counts[key] = (record, since, count + 1)
@@ -328,6 +331,7 @@ class Trail:
             self.add(ended)
 
     def _over(self, now: float) -> list[Record]:
+        self._looked = min(now, time.monotonic())
         ended = [key for key, (_, since, _) in self._counts.items() if now - since >= self._window]
         closed = [(key, *self._counts.pop(key)) for key in ended]
         return [

@@ -37,24 +37,25 @@ def of_series(orthanc: Orthanc, cache: Cache, holding: Holding, series: Series) 
 def prepare(orthanc: Orthanc, cache: Cache, holding: Holding) -> None:
     """Make the metadata of every series that is not kept already."""
     for series in holding.series.values():
-        if not cache.has(_name(series.version)):
+        if not cache.has(name(series.version)):
             of_series(orthanc, cache, holding, series)
 
 
-def _name(version: str) -> str:
+def name(version: str) -> str:
+    """What the metadata of these files is kept under."""
     return f"{version} metadata {PROGRAM}"
 
 
 def _kept(orthanc: Orthanc, cache: Cache, holding: Holding, target: Target, version: str) -> bytes:
-    name = _name(version) if version else ""
-    found = _whole(cache.get(name)) if name else None
+    named = name(version) if version else ""
+    found = _whole(cache.get(named)) if named else None
     if found is not None:
         return found
     # Nobody can know it, so it stands nowhere in the content.
     mark = secrets.token_hex(MARK // 2)
     content = mark.encode() + orjson.dumps(metadata.read(orthanc, holding, target, mark))
-    if name:
-        cache.put(name, content)
+    if named:
+        cache.put(named, content)
     return content
 
 

@@ -15,7 +15,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.dicom import preparing
+from app.dicom import prepared, preparing, relay
 from app.dicom.cache import Cache
 from app.dicom.crowd import AT_ONCE
 from app.dicom.holdings import Holdings
@@ -173,9 +173,7 @@ def test_a_launch_fetches_what_the_viewer_will_ask_for(gateway: Running) -> None
 
 
 def _is_prepared(cache: Cache, version: str) -> bool:
-    from app.dicom.cache import PROGRAM
-
-    return cache.has(f"{version} metadata {PROGRAM}")
+    return cache.has(prepared.name(version))
 
 
 def test_another_gateway_on_the_same_folder_gives_the_same(
@@ -405,6 +403,24 @@ def test_clients_that_do_not_read_keep_nobody_from_the_archive(gateway: Running,
     finally:
         for one in idle:
             one.close()
+
+
+@pytest.mark.usefixtures("changing")
+def test_a_client_that_takes_nothing_for_too_long_is_cut_off(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(relay, "WRITE_SECONDS", 0.5)
+    dataset = image(mrn="A", study=U, series=f"{U}.1", instance=f"{U}.1.9")
+    dataset.Rows, dataset.Columns, dataset.NumberOfFrames = 1024, 1024, 10
+    dataset.PixelData = bytes(1024 * 1024 * 2 * 10)
+    gateway.archive.store(part10(dataset))
+    host, port = gateway.url.removeprefix("http://").split(":")
+    idle = _asked(host, int(port), f"{SERIES}/instances/{U}.1.9")
+    try:
+        assert idle.recv(12) == b"HTTP/1.1 200"
+        wait_until(lambda: not gateway.gateway.crowd._under, "the answer to end")
+        received = sum(len(chunk) for chunk in iter(lambda: idle.recv(1 << 20), b""))
+        assert received < len(dataset.PixelData)
+    finally:
+        idle.close()
 
 
 def _asked(host: str, port: int, path: str) -> socket.socket:
