@@ -45,6 +45,7 @@ def foreign(running: Running, grant: str = "one-study") -> DICOMwebClient:
 # What it gives
 
 
+@pytest.mark.ps318("10.4.1.1.1", "10.6.1.1")
 def test_a_foreign_client_finds_and_retrieves_the_granted_study(running: Running) -> None:
     client = foreign(running)
     (study,) = client.search_for_studies(search_filters={"PatientName": "patient*"}, fields=["StudyDescription"])
@@ -63,6 +64,7 @@ def test_a_foreign_client_finds_and_retrieves_the_granted_study(running: Running
     assert len(bulk[0]) == 96
 
 
+@pytest.mark.ps318("8.3.4.3", "10.6.1.1")
 def test_what_ohif_asks_is_answered(client: httpx.Client) -> None:
     query = {"limit": "101", "offset": "0", "fuzzymatching": "false", "includefield": "00081030,00080060"}
     (study,) = client.get("/dicom-web/studies", params={**query, "StudyInstanceUID": U}).json()
@@ -77,6 +79,7 @@ def test_what_ohif_asks_is_answered(client: httpx.Client) -> None:
     assert b"transfer-syntax=1.2.840.10008.1.2.1" in frame.content
 
 
+@pytest.mark.ps318("10.4.3")
 def test_every_answer_is_private_and_only_pixels_may_be_kept_to_be_asked_for_again(client: httpx.Client) -> None:
     kept, lists = "private, no-cache", "private, no-store"
     pixels = {f"{STUDY}{SERIES}{INSTANCE}/frames/1": kept, f"{STUDY}/rendered": kept}
@@ -87,6 +90,7 @@ def test_every_answer_is_private_and_only_pixels_may_be_kept_to_be_asked_for_aga
         assert response.headers["vary"] == "Authorization, Cookie, Accept", path
 
 
+@pytest.mark.ps318("10.4.1.1.2")
 def test_addresses_in_metadata_are_the_gateways_own(running: Running, client: httpx.Client) -> None:
     response = client.get(f"{STUDY}/metadata")
     assert running.gateway.upstream._url not in response.text
@@ -97,6 +101,7 @@ def test_addresses_in_metadata_are_the_gateways_own(running: Running, client: ht
         assert instance["7FE00010"] == {"vr": "OW", "BulkDataURI": f"{place}/bulkdata/7FE00010"}
 
 
+@pytest.mark.ps318("10.6.3.3")
 def test_search_answers_carry_the_required_attributes_and_no_patient_counters(client: httpx.Client) -> None:
     (study,) = client.get("/dicom-web/studies", params={"includefield": "all"}).json()
     required = "00080020 00080030 00080050 00080056 00080061 00080090 00081190 00100010 00100020 00100030 00100040"
@@ -128,6 +133,7 @@ def test_search_answers_carry_the_required_attributes_and_no_patient_counters(cl
         ({"fuzzymatching": "true", "includefield": "all"}, True),
     ],
 )
+@pytest.mark.ps318("8.3.4.1", "10.6.2")
 def test_a_search_finds_the_granted_study_or_nothing(client: httpx.Client, query: dict[str, str], found: bool) -> None:
     response = client.get("/dicom-web/studies", params=query)
     assert [study["0020000D"]["Value"] for study in response.json()] == ([[U]] if found else [])
@@ -138,10 +144,12 @@ def test_a_search_finds_the_granted_study_or_nothing(client: httpx.Client, query
     ["NoSuchKeyword=3", "SOPInstanceUID=1.2", "limit=-1", "limit=x", "PatientID=A&PatientID=B", "StudyDate=March",
      "includefield=Nonsense", "fuzzymatching=maybe", "00100020=%FF", "PatientID=A&NoSuch=1", "77777777=1"],
 )  # fmt: skip
+@pytest.mark.ps318("8.3.2")
 def test_a_query_that_is_not_understood_is_refused(client: httpx.Client, query: str) -> None:
     assert client.get(f"/dicom-web/studies?{query}").status_code == 400
 
 
+@pytest.mark.ps318("10.6.1.1")
 def test_searches_at_the_root_stay_below_the_granted_study(client: httpx.Client) -> None:
     assert {one["0020000D"]["Value"][0] for one in client.get("/dicom-web/series").json()} == {U}
     instances = client.get("/dicom-web/instances", params={"SeriesInstanceUID": f"{U}.2"}).json()
@@ -159,6 +167,7 @@ def test_a_patients_grant_finds_all_studies_of_that_patient_only(running: Runnin
     }
 
 
+@pytest.mark.ps318("8.3.4.4")
 def test_pages_of_a_search_join_without_gap(running: Running) -> None:
     with running.client("system") as client:
         whole = client.get("/dicom-web/studies").json()
@@ -167,6 +176,7 @@ def test_pages_of_a_search_join_without_gap(running: Running) -> None:
     assert [study for page in pages for study in page] == whole
 
 
+@pytest.mark.ps318("8.7.3.1", "10.4.1.1.1")
 def test_stored_bytes_are_sent_unchanged(running: Running, client: httpx.Client) -> None:
     stored = part10(image(mrn="A", study=U, series=f"{U}.1", instance=f"{U}.1.1", frames=3))
     for accept in (ANY_DICOM, 'multipart/related; type="application/dicom"; transfer-syntax=*', ANY_DICOM + ", */*"):
@@ -178,6 +188,7 @@ def test_stored_bytes_are_sent_unchanged(running: Running, client: httpx.Client)
     assert single.content == stored
 
 
+@pytest.mark.ps318("8.7.3.5.2")
 def test_another_transfer_syntax_is_made_when_asked_for(client: httpx.Client) -> None:
     lossless = "1.2.840.10008.1.2.4.70"
     accept = {"Accept": f"application/dicom; transfer-syntax={lossless}"}
@@ -186,6 +197,7 @@ def test_another_transfer_syntax_is_made_when_asked_for(client: httpx.Client) ->
     assert dataset.SOPInstanceUID == f"{U}.1.1"
 
 
+@pytest.mark.ps318("8.7.3.3", "10.4.1.1.6")
 def test_compressed_frames_come_as_stored_or_decoded(running: Running, client: httpx.Client) -> None:
     plain = image(mrn="A", study=U, series=f"{U}.8", instance=f"{U}.8.1", frames=2)
     stored = running.archive.store(part10(plain))
@@ -225,6 +237,7 @@ def test_compressed_frames_come_as_stored_or_decoded(running: Running, client: h
         (f"{SERIES}{INSTANCE}/frames/3/thumbnail", "*/*", b"\xff\xd8"),
     ],
 )
+@pytest.mark.ps318("8.7.4", "10.4.1.1.3", "10.4.1.1.4")
 def test_pictures_are_rendered(client: httpx.Client, path: str, accept: str, start: bytes) -> None:
     response = client.get(STUDY + path, headers={"Accept": accept})
     assert response.status_code == 200
@@ -247,6 +260,7 @@ def test_pictures_are_rendered(client: httpx.Client, path: str, accept: str, sta
         (f"{SERIES}{INSTANCE}/frames/1", 'text/"', 400),
     ],
 )
+@pytest.mark.ps318("8.4.1.1", "8.5")
 def test_what_cannot_be_given_is_said_so(client: httpx.Client, path: str, accept: str, status: int) -> None:
     assert client.get(STUDY + path, headers={"Accept": accept}).status_code == status
 
@@ -277,6 +291,7 @@ def test_the_viewers_mount_names_itself_and_takes_its_cookie(running: Running) -
 
 
 @pytest.mark.case(12)
+@pytest.mark.ps318("8.11")
 def test_one_uid_of_two_patients_shows_only_the_granted_patients_study(running: Running) -> None:
     with running.client("twin") as client:
         path = f"/dicom-web/studies/{TWIN}"

@@ -228,6 +228,7 @@ def test_what_comes_from_the_cache_is_audited_like_the_rest(gateway: Running, cl
 # --- conditions and ranges -------------------------------------------------------------------------------------------
 
 
+@pytest.mark.ps318("10.4.1.3")
 def test_an_unchanged_frame_is_not_sent_again(client: httpx.Client) -> None:
     first = client.get(frame(1), headers=FRAMES)
     assert first.headers["cache-control"] == "private, no-cache"
@@ -238,6 +239,7 @@ def test_an_unchanged_frame_is_not_sent_again(client: httpx.Client) -> None:
     assert other.status_code == 200
 
 
+@pytest.mark.ps318("10.4.1.3")
 def test_a_part_of_a_frame_is_sent(client: httpx.Client) -> None:
     octets = {"Accept": "application/octet-stream; transfer-syntax=*"}
     whole = client.get(frame(1), headers=octets)
@@ -251,6 +253,7 @@ def test_a_part_of_a_frame_is_sent(client: httpx.Client) -> None:
 
 
 @pytest.mark.usefixtures("changing")
+@pytest.mark.ps318("10.4.2")
 def test_what_was_overwritten_is_not_served_any_more(gateway: Running, client: httpx.Client) -> None:
     paths = [frame(1), f"{SERIES}/instances/{U}.1.1/rendered"]
     before = [client.get(path).raise_for_status() for path in paths]

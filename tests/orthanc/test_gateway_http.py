@@ -56,6 +56,7 @@ def parts(response: httpx.Response) -> list[tuple[str, str, bytes]]:
 
 
 @pytest.mark.parametrize("path", GETS)
+@pytest.mark.ps318("10.4.3")
 def test_a_head_has_the_headers_of_its_get_and_no_body(running: Running, client: httpx.Client, path: str) -> None:
     whole, head = client.get(path), client.head(path)
     assert (head.status_code, head.content) == (200, b"")
@@ -88,6 +89,7 @@ def test_a_head_of_a_large_answer_leaves_no_connection_behind(running: Running, 
 
 
 @pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE", "TRACE", "PROPFIND", "POST"])
+@pytest.mark.ps318("8.5")
 def test_a_method_that_is_not_offered_is_answered_with_those_that_are(running: Running, method: str) -> None:
     with running.client("nobody") as client:
         for path in (f"{STUDY}/metadata", f"{ONE}/frames/1", "/dicom-web/series", "/dicom-web/"):
@@ -96,6 +98,7 @@ def test_a_method_that_is_not_offered_is_answered_with_those_that_are(running: R
         assert client.request(method, "/dicom-web/patients").status_code == 404
 
 
+@pytest.mark.ps318("8.9")
 def test_what_an_address_takes_is_told_without_a_credential(running: Running) -> None:
     with running.client("nobody") as client:
         for path, allow in (("/studies", "GET, HEAD, OPTIONS, POST"), (f"/studies/{U}/metadata", "GET, HEAD, OPTIONS")):
@@ -110,6 +113,7 @@ def test_what_an_address_takes_is_told_without_a_credential(running: Running) ->
 # PS3.18 section 8.9: capabilities
 
 
+@pytest.mark.ps318("8.9")
 def test_the_service_describes_every_address_of_its_table(running: Running) -> None:
     with running.client("nobody") as client:
         for response in (client.options("/dicom-web/"), client.get("/dicom-web/")):
@@ -126,6 +130,7 @@ def test_the_service_describes_every_address_of_its_table(running: Running) -> N
             assert found == {(method.name, method.path) for method in capabilities.methods()}
 
 
+@pytest.mark.ps318("8.9")
 def test_every_described_address_is_in_the_table_and_every_row_of_the_table_is_described() -> None:
     described = list(capabilities.methods())
     filled = {"{StudyInstanceUID}": "1", "{SeriesInstanceUID}": "2", "{SOPInstanceUID}": "3", "{frames}": "1"}
@@ -138,6 +143,7 @@ def test_every_described_address_is_in_the_table_and_every_row_of_the_table_is_d
     assert len(described) == len(paths.SEARCHES) + len(paths.OBJECTS) * (1 + len(paths.SUFFIXES)) + 3 + 2
 
 
+@pytest.mark.ps318("8.9")
 def test_the_description_also_comes_as_json_and_in_no_other_form(client: httpx.Client) -> None:
     described = client.options("/dicom-web/", headers={"Accept": "application/json"}).json()
     studies = next(each for each in described["resources"] if each["path"] == "studies")
@@ -148,6 +154,7 @@ def test_the_description_also_comes_as_json_and_in_no_other_form(client: httpx.C
 # PS3.18 section 10.4.1.1: bulk data and pixel data as a whole
 
 
+@pytest.mark.ps318("10.4.1.1.6")
 def test_the_pixel_data_of_a_study_is_one_part_for_each_frame(running: Running, client: httpx.Client) -> None:
     for path, count in ((STUDY, 12), (STUDY + SERIES, 6), (ONE, 3)):
         found = parts(client.get(f"{path}/pixeldata"))
@@ -159,6 +166,7 @@ def test_the_pixel_data_of_a_study_is_one_part_for_each_frame(running: Running, 
 
 
 @pytest.mark.parametrize("accept", ["*/*", 'multipart/related; type="application/octet-stream"'])
+@pytest.mark.ps318("10.4.1.1.5")
 def test_all_bulk_data_comes_under_the_addresses_of_the_metadata(client: httpx.Client, accept: str) -> None:
     metadata = client.get(f"{STUDY}/metadata").json()
     found = parts(client.get(f"{STUDY}/bulkdata", headers={"Accept": accept}))
@@ -171,6 +179,7 @@ def test_all_bulk_data_comes_under_the_addresses_of_the_metadata(client: httpx.C
     assert client.get(f"{STUDY}/bulkdata", headers={"Accept": "image/png"}).status_code == 406
 
 
+@pytest.mark.ps318("8.4.2", "8.6.1")
 def test_each_part_of_a_retrieve_says_whose_it_is(running: Running, client: httpx.Client) -> None:
     found = parts(client.get(STUDY))
     assert [location for _, location, _ in found] == [

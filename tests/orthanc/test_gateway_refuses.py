@@ -89,6 +89,7 @@ def assert_nothing_of(body: bytes, *studies: str) -> None:
 
 @pytest.mark.parametrize("route", ROUTES)
 @pytest.mark.parametrize("grant", ["one-study", "identifier"])
+@pytest.mark.ps318("8.11")
 def test_no_route_opens_another_study(running: Running, route: str, grant: str) -> None:
     answers = {}
     for name, study in (("same patient", V), ("other patient", Z), ("nobody's", "1.2.999"), ("twin", TWIN)):
@@ -101,6 +102,7 @@ def test_no_route_opens_another_study(running: Running, route: str, grant: str) 
 @pytest.mark.parametrize("route", [route for route in ROUTES if "{s}" in route])
 @pytest.mark.parametrize("position", ["s", "i"])
 @pytest.mark.parametrize("other", [V, Z])
+@pytest.mark.ps318("10.1.1")
 def test_a_foreign_series_or_instance_below_the_granted_study_is_not_there(
     running: Running, route: str, position: str, other: str
 ) -> None:
@@ -111,6 +113,7 @@ def test_a_foreign_series_or_instance_below_the_granted_study_is_not_there(
     assert_nothing_of(body, other)
 
 
+@pytest.mark.ps318("10.1.1")
 def test_an_instance_below_the_wrong_series_of_its_own_study_is_not_there(running: Running) -> None:
     for suffix in ("", "/metadata", "/frames/1", "/rendered"):
         path = f"/dicom-web/studies/{U}/series/{U}.2/instances/{U}.1.1{suffix}"
@@ -119,6 +122,7 @@ def test_an_instance_below_the_wrong_series_of_its_own_study_is_not_there(runnin
 
 @pytest.mark.parametrize("form", FORMS)
 @pytest.mark.parametrize("position", ["u", "s", "i"])
+@pytest.mark.ps318("8.2")
 def test_no_spelling_of_a_path_reaches_another_study(running: Running, form: str, position: str) -> None:
     own, other = uids(U), uids(V)
     spelt = own | {position: form.format(own[position], other[position])}
@@ -129,6 +133,7 @@ def test_no_spelling_of_a_path_reaches_another_study(running: Running, form: str
 
 
 @pytest.mark.parametrize("frames", ["0", "-1", "1,", ",1", "1;2", "1-2", "1%2c2", "x", "٣", "1,,2", "9999999"])
+@pytest.mark.ps318("8.2")
 def test_a_frame_list_is_numbers_and_commas(running: Running, frames: str) -> None:
     path = f"/dicom-web/studies/{U}/series/{U}.1/instances/{U}.1.1/frames/{frames}"
     with running.client() as client:
@@ -150,6 +155,7 @@ def test_bulk_data_is_addressed_by_tags_only(running: Running, element: str) -> 
      f"/studies/{U}/bulkdata/7FE00010"],
 )  # fmt: skip
 @pytest.mark.parametrize("grant", ["one-study", "system"])
+@pytest.mark.ps318("8.2")
 def test_what_is_not_in_the_table_does_not_exist(running: Running, path: str, grant: str) -> None:
     assert running.raw("/dicom-web" + path, grant)[0] in {400, 404}
 
@@ -175,6 +181,7 @@ def test_a_grant_for_something_else_opens_nothing(running: Running) -> None:
         assert running.raw(path, "nobody")[0] == 401
 
 
+@pytest.mark.ps318("8.5")
 def test_inside_the_grant_what_is_not_there_is_not_found(running: Running) -> None:
     assert running.raw("/dicom-web/studies/1.2.99/metadata", "later")[0] == 404
     assert running.raw("/dicom-web/studies/1.2.99/metadata", "system")[0] == 404
@@ -218,6 +225,7 @@ def test_frames_are_counted_not_listed(running: Running) -> None:
     assert {record.detail["series"] for record in running.records} == {f"{U}.1"}
 
 
+@pytest.mark.ps318("8.5")
 def test_a_silent_archive_is_unavailable_and_later_asked_again(tmp_path: Path) -> None:
     silent = Archive(f"http://127.0.0.1:{free_port()}", "127.0.0.1", free_port(), "X", "isocenter", "secret")
     with serving(silent, tmp_path) as running:

@@ -118,11 +118,13 @@ def uids(results: list[dict[str, Any]], tag: str = "0020000D") -> list[str]:
         ("0020000d", "1.2.40.1,1.2.40.3", "13"),
     ],
 )
+@pytest.mark.ps318("8.3.1", "8.3.4.1")
 def test_a_foreign_client_finds_studies_by_any_sign(running: Running, keyword: str, value: str, found: str) -> None:
     results = foreign(running).search_for_studies(search_filters={keyword: value})
     assert uids(results) == [f"1.2.40.{number}" for number in found]
 
 
+@pytest.mark.ps318("8.8", "8.6.2.1")
 def test_names_in_every_script_are_told_as_they_are(running: Running) -> None:
     results = foreign(running).search_for_studies(fields=["PatientAge"])
     names = {one["0020000D"]["Value"][0]: one["00100010"]["Value"] for one in results}
@@ -135,6 +137,7 @@ def test_names_in_every_script_are_told_as_they_are(running: Running) -> None:
     assert {one["00101010"]["Value"][0] for one in results} == {"056Y"}, "no index has it: a header was read"
 
 
+@pytest.mark.ps318("10.6.1.1")
 def test_series_and_instances_are_found_at_the_root_and_below_a_study(running: Running) -> None:
     client = foreign(running)
     assert len(client.search_for_series()) == 8
@@ -156,6 +159,7 @@ def test_series_and_instances_are_found_at_the_root_and_below_a_study(running: R
     assert len(client.search_for_instances(ONE, f"{ONE}.1", search_filters={"SOPClassUID": f"1.2.3,{CT_IMAGE}"})) == 2
 
 
+@pytest.mark.ps318("10.6.3.3")
 def test_results_have_what_their_level_requires(running: Running) -> None:
     client = foreign(running)
     [study] = client.search_for_studies(search_filters={"StudyInstanceUID": ONE})
@@ -183,6 +187,7 @@ def test_a_number_of_another_authority_finds_its_patient_too(running: Running) -
     assert client.search_for_studies(search_filters={"PatientID": "A 1"}) == []
 
 
+@pytest.mark.ps318("8.11")
 def test_every_grant_sees_its_own_only(running: Running) -> None:
     for grant, own in (("doe", "1.2.40.4"), ("yamada", ONE)):
         client = foreign(running, grant)
@@ -200,6 +205,7 @@ def test_every_grant_sees_its_own_only(running: Running) -> None:
 
 
 @pytest.mark.parametrize("path", ["studies", "series", "instances", f"studies/{ONE}/instances"])
+@pytest.mark.ps318("8.3.4.4")
 def test_pages_join_to_the_whole(running: Running, path: str) -> None:
     with running.client("system") as client:
         whole = client.get(f"/dicom-web/{path}").json()
@@ -213,6 +219,7 @@ def test_pages_join_to_the_whole(running: Running, path: str) -> None:
     assert pages == whole
 
 
+@pytest.mark.ps318("8.3.4.2", "10.6.3.2")
 def test_what_the_standard_says_to_warn_of_is_warned_of(running: Running) -> None:
     with running.client("system") as client:
         answer = client.get("/dicom-web/studies", params={"PatientName": "Buk^Jerome", "fuzzymatching": "true"})
@@ -225,11 +232,13 @@ def test_what_the_standard_says_to_warn_of_is_warned_of(running: Running) -> Non
     [("application/dicom+json", 200), ("application/json", 200), ("*/*", 200),
      ('multipart/related; type="application/dicom+xml"', 406), ("application/dicom+xml", 406)],
 )  # fmt: skip
+@pytest.mark.ps318("8.7.3.2", "8.4.1.1")
 def test_json_is_the_only_form(running: Running, accept: str, status: int) -> None:
     with running.client("system") as client:
         assert client.get("/dicom-web/studies", headers={"Accept": accept}).status_code == status
 
 
+@pytest.mark.ps318("8.3.2")
 def test_a_refusal_names_the_parameter(running: Running) -> None:
     with running.client("system") as client:
         answer = client.get("/dicom-web/studies?PatientNmae=A")

@@ -105,6 +105,7 @@ def held(running: Running) -> dict[str, int]:
 BEFORE = {f"{U}/A": 4, f"{V}/A": 4, f"{Z}/B": 4, f"{TWIN}/A": 4, f"{TWIN}/B": 4}
 
 
+@pytest.mark.ps318("10.5.2")
 def test_a_report_saved_by_a_viewer_lands_in_its_study_and_is_read_back(running: Running) -> None:
     content = part10(sr())
     response = send(running, body(content))
@@ -136,6 +137,7 @@ def test_who_stored_it_is_known_and_the_study_is_marked(running: Running) -> Non
     assert (record.outcome, record.study_uid, record.detail) == ("allowed", U, {"stored": 1, "failed": 0})
 
 
+@pytest.mark.ps318("10.5.1")
 def test_a_foreign_client_stores(running: Running) -> None:
     client = DICOMwebClient(f"{running.url}/dicom-web", headers={"Authorization": "Bearer writer"})
     answer = client.store_instances([pydicom.dcmread(BytesIO(part10(sr())))], U)
@@ -151,6 +153,7 @@ def test_a_foreign_client_stores(running: Running) -> None:
         (RELATED, 'application/dicom; transfer-syntax="1.2.840.10008.1.2.1"'),
     ],
 )
+@pytest.mark.ps318("8.6.1", "10.5.1")
 def test_every_usual_way_to_name_the_parts_is_understood(running: Running, kind: str, part_type: str) -> None:
     assert send(running, body(part10(sr()), part_type=part_type), kind=kind).status_code == 200
     assert held(running)[f"{U}/A"] == 5
@@ -186,6 +189,7 @@ def compressed() -> Dataset:
         (compressed, UID("1.2.3.4.5.6.7")),
     ],
 )
+@pytest.mark.ps318("10.5.2")
 def test_every_transfer_syntax_is_stored_as_it_is(
     running: Running, dataset: Callable[[], Dataset], syntax: UID
 ) -> None:
@@ -240,6 +244,7 @@ def test_what_viewers_and_toolkits_write_is_stored_byte_for_byte(running: Runnin
     assert set(contents.values()) <= kept
 
 
+@pytest.mark.ps318("10.5.1", "8.6.1")
 def test_one_object_alone_is_a_body_too(running: Running) -> None:
     content = part10(sr())
     assert send(running, content, kind="application/dicom; transfer-syntax=1.2.840.10008.1.2.1").status_code == 200
@@ -250,6 +255,7 @@ def test_one_object_alone_is_a_body_too(running: Running) -> None:
 
 
 @pytest.mark.parametrize("accept", [None, "*/*", "application/*", "application/dicom+json", "application/json;q=0.5"])
+@pytest.mark.ps318("10.5.3.3")
 def test_the_answer_is_json_for_whoever_can_take_it(running: Running, accept: str | None) -> None:
     with running.client("writer") as client:
         del client.headers["Accept"]
@@ -334,6 +340,7 @@ def nested(depth: int) -> Dataset:
         (lambda: part10(sr(series="1.2.3.")), stow.CANNOT_UNDERSTAND),
     ],
 )  # fmt: skip
+@pytest.mark.ps318("I.2", "10.5.2")
 def test_an_object_that_does_not_belong_is_refused_and_changes_nothing(running: Running, content, reason: int) -> None:
     response = send(running, body(content()))
     assert response.status_code == 409
@@ -387,6 +394,7 @@ def test_a_part_says_what_it_is(running: Running, headers: str, told: int) -> No
     assert (response.status_code, failures(response)) == ((202, [told]) if told else (200, []))
 
 
+@pytest.mark.ps318("10.5.3.1", "I.2")
 def test_good_objects_are_stored_beside_bad_ones(running: Running) -> None:
     response = send(running, body(part10(sr()), part10(sr(study=V, instance=f"{U}.9.2")), b"x"))
     assert response.status_code == 202
@@ -420,6 +428,7 @@ def test_another_content_under_a_known_uid_is_a_duplicate_and_changes_nothing(ru
         assert studies.stowed(connection, f"{U}.9.1") == first
 
 
+@pytest.mark.ps318("10.5.1")
 def test_without_a_study_in_the_address_each_object_is_decided(running: Running) -> None:
     own, other = part10(sr()), part10(sr(study=V, series=f"{V}.9", instance=f"{V}.9.1"))
     response = send(running, body(own, other), study=None)
@@ -438,6 +447,7 @@ def test_a_twin_gets_only_its_own_patients_objects(running: Running) -> None:
 
 
 @pytest.mark.parametrize(("grant", "study"), [("one-study", U), ("writer", V), ("writer", Z), ("writer", "1.2.999")])
+@pytest.mark.ps318("8.11")
 def test_storing_needs_the_right_to_write_to_that_study(running: Running, grant: str, study: str) -> None:
     assert send(running, body(part10(sr(study=study))), grant=grant, study=study).status_code == 403
     assert held(running) == BEFORE
@@ -449,6 +459,7 @@ def test_storing_needs_the_right_to_write_to_that_study(running: Running, grant:
     ["application/dicom+json", f'multipart/related; type="application/dicom+json"; boundary={MARK}', "text/plain",
      f'multipart/related; type="application/dicom+xml"; boundary={MARK}', f"multipart/form-data; boundary={MARK}"],
 )  # fmt: skip
+@pytest.mark.ps318("8.5", "10.5.1")
 def test_only_dicom_files_are_taken(running: Running, kind: str) -> None:
     assert send(running, body(part10(sr())), kind=kind).status_code == 415
 
@@ -458,12 +469,14 @@ def test_only_dicom_files_are_taken(running: Running, kind: str) -> None:
     [b"", b"--frontier--\r\n", b"--frontier\r\nContent-Type: application/dicom\r\n\r\nhalf", b"no boundary at all",
      b"--frontier garbage\r\n\r\n\r\n--frontier--\r\n", b"--frontier\r\n" + b"X: " + b"y" * 9000 + b"\r\n\r\n"],
 )  # fmt: skip
+@pytest.mark.ps318("8.5")
 def test_a_broken_body_is_a_bad_request(running: Running, content: bytes) -> None:
     assert send(running, content).status_code == 400
     assert held(running) == BEFORE
 
 
 @pytest.mark.parametrize("limits", [Limits(1000, 10**6, 10), Limits(10**6, 1000, 10), Limits(10**6, 10**6, 1)])
+@pytest.mark.ps318("8.5")
 def test_what_is_larger_than_a_limit_is_refused(
     running: Running, monkeypatch: pytest.MonkeyPatch, limits: Limits
 ) -> None:
@@ -473,6 +486,7 @@ def test_what_is_larger_than_a_limit_is_refused(
     assert held(running) == BEFORE
 
 
+@pytest.mark.ps318("10.5.2")
 def test_what_lands_elsewhere_is_removed_again(running: Running) -> None:
     # The archive's parser could see another patient than ours: as it does when a row names a wrong Orthanc id.
     with running.store.read() as connection:

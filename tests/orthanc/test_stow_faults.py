@@ -112,6 +112,7 @@ def test_an_archive_that_is_away_gets_nothing_and_each_object_is_told_so(
     assert send(running, *map(document, NAMES)).status_code == 200
 
 
+@pytest.mark.ps318("10.5.3.3")
 def test_an_archive_that_goes_away_in_the_middle_has_what_is_told_as_stored(
     running: Running, laid: Wires, archive: Orthanc
 ) -> None:
@@ -177,6 +178,7 @@ def test_an_object_that_the_archive_fails_at_does_not_stop_the_others(
     assert present(archive) == NAMES[:2]
 
 
+@pytest.mark.ps318("10.5.2")
 def test_bytes_that_changed_on_the_way_are_noticed_and_removed(running: Running, laid: Wires, archive: Orthanc) -> None:
     laid.only("POST /instances", "change")
     response = send(running, document(NAMES[0]), document(NAMES[1], text="read"))

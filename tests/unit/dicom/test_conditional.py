@@ -32,6 +32,7 @@ TAG = '"abc"'
         ("13.1.5 If-Range with a date", {"range": "bytes=0-1", "if-range": "Sat, 29 Oct 1994 19:43:31 GMT"}, 200),
     ],
 )
+@pytest.mark.ps318("10.4.1.3")
 def test_conditions_are_weighed_as_the_clause_says(clause: str, headers: dict[str, str], status: int) -> None:
     assert decide("GET", headers, TAG, 10).status == status, clause
 

@@ -39,6 +39,7 @@ def read(body: bytes, size: int, mark: str = MARK) -> list[bytes]:
     st.lists(st.binary(max_size=200) | st.sampled_from([b"\r\n", b"--mark", b"\r\n--mar", b"--", b"\r"]), max_size=6),
     st.integers(1, 50),
 )
+@pytest.mark.ps318("8.6.1")
 def test_parts_are_what_was_sent_however_the_body_is_cut(contents: list[bytes], size: int) -> None:
     contents = [content for content in contents if b"\r\n--mark" not in b"\r\n" + content + b"\r\n"]
     body = b"".join(part_head(MARK, "application/dicom") + content + b"\r\n" for content in contents) + tail(MARK)
@@ -67,11 +68,13 @@ def test_no_body_breaks_the_reader(body: bytes, size: int) -> None:
         ("image/jp2;transfer-syntax=1.2.840.10008.1.2.4.90", "image/jp2", "1.2.840.10008.1.2.4.90"),
     ],
 )
+@pytest.mark.ps318("8.7.3.5.1")
 def test_a_media_type_names_its_parts_and_syntax(header: str, part: str, syntax: str | None) -> None:
     media_type = content_type(header)
     assert (media_type.part, media_type.transfer_syntax) == (part, syntax)
 
 
+@pytest.mark.ps318("8.4.1.1")
 def test_ranges_come_in_the_order_of_preference() -> None:
     header = "image/png;q=0.1, multipart/related; type=image/jpeg, */*;q=0.5, image/gif;q=0"
     assert [one.type for one in media_types(header)] == ["multipart/related", "*/*", "image/png"]

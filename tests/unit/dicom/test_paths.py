@@ -13,6 +13,7 @@ uids = st.from_regex(r"[0-9]{1,4}(\.[0-9]{1,6}){0,7}", fullmatch=True)
 
 
 @given(uids, uids, uids, st.lists(st.integers(1, 999999), min_size=1, max_size=20))
+@pytest.mark.ps318("8.2")
 def test_an_address_and_its_target_are_one(study: str, series: str, instance: str, frames: list[int]) -> None:
     whole = Target("retrieve", "instance", study, series, instance)
     assert parse("GET", whole.path().encode()) == whole
@@ -23,6 +24,7 @@ def test_an_address_and_its_target_are_one(study: str, series: str, instance: st
 
 
 @given(st.binary(max_size=80))
+@pytest.mark.ps318("8.2")
 def test_any_bytes_give_a_target_or_a_refusal(raw: bytes) -> None:
     try:
         target = parse("GET", b"/studies/" + raw)
@@ -59,6 +61,7 @@ def test_what_no_address_looks_like_is_a_bad_request(path: str) -> None:
      "/studies/1/series/2/instances/3/frames/1,2/rendered", "/studies/1/series/2/instances/3/frames/1/x",
      "/Studies/1", "/studies/1/series/2/instances/3/frames/1/pixeldata"],
 )  # fmt: skip
+@pytest.mark.ps318("8.2")
 def test_what_is_not_in_the_table_is_not_there(path: str) -> None:
     with pytest.raises(NotSupported):
         parse("GET", path.encode())

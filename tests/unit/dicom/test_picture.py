@@ -46,12 +46,14 @@ def item(**about: Any) -> Dataset:
 # PS3.3 C.11.2.1.2: windows
 
 
+@pytest.mark.ps318("8.3.5.1.4")
 def test_a_window_is_linear_between_its_ends() -> None:
     frame = grey([[0, 50, 51, 100, 149, 150, 65535]])
     assert shades(frame, "window=100,100") == [[0, 0, 3, 129, 255, 255, 255]]
     assert shades(frame, "window=100,100,linear") == shades(frame, "window=100,100,LINEAR")
 
 
+@pytest.mark.ps318("8.3.5.1.4")
 def test_an_exact_window_and_a_sigmoid_have_their_own_curves() -> None:
     frame = grey([[0, 50, 75, 100, 125, 150, 200]])
     assert shades(frame, "window=100,100,linear-exact") == [[0, 0, 64, 128, 191, 255, 255]]
@@ -151,6 +153,7 @@ def test_deep_colour_is_brought_to_eight_bits() -> None:
     assert shades(frame) == [[[0, 128, 255]]]
 
 
+@pytest.mark.ps318("8.3.5.1.5")
 def test_colour_profiles_are_kept_or_brought_to_srgb() -> None:
     own = ImageCms.ImageCmsProfile(ImageCms.createProfile("XYZ")).tobytes()
     header = grey([[0]], PhotometricInterpretation="RGB", BitsStored=8).header
@@ -173,12 +176,14 @@ def test_colour_profiles_are_kept_or_brought_to_srgb() -> None:
 # PS3.18 8.3.5.1.3: viewport and region
 
 
+@pytest.mark.ps318("8.3.5.1.3")
 def test_the_picture_is_the_largest_of_its_shape_that_the_viewport_holds() -> None:
     frame = grey([[0, 1, 2, 3], [4, 5, 6, 7]], "uint8")
     for viewport, size in (("8,8", (8, 4)), ("2,2", (2, 1)), ("100,10", (20, 10)), ("4,2", (4, 2)), ("1,4000", (1, 1))):
         assert drawn(frame, f"viewport={viewport}").size == size
 
 
+@pytest.mark.ps318("8.3.5.1.3")
 def test_a_region_is_cut_out_before_it_is_scaled() -> None:
     frame = grey([[0, 10, 20, 30], [40, 50, 60, 70]], "uint8", WindowCenter="127.5", WindowWidth="255")
     frame.header.VOILUTFunction = "LINEAR_EXACT"
@@ -187,6 +192,7 @@ def test_a_region_is_cut_out_before_it_is_scaled() -> None:
     assert shades(frame, "viewport=2,2,2,0,99,99") == [[20, 30], [60, 70]]
 
 
+@pytest.mark.ps318("8.3.5.1.3")
 def test_a_negative_size_mirrors() -> None:
     frame = grey([[0, 255]], "uint8", WindowCenter="127.5", WindowWidth="255", VOILUTFunction="LINEAR_EXACT")
     assert shades(frame, "viewport=2,1,0,0,-2,1") == [[255, 0]]
@@ -199,6 +205,7 @@ def test_a_region_outside_of_the_image_is_a_bad_request() -> None:
         shades(grey([[0, 1]]), "viewport=2,2,2,0,1,1")
 
 
+@pytest.mark.ps318("8.3.5.1.2", "8.7.4")
 def test_each_form_is_what_it_says_and_quality_is_heard() -> None:
     noise = grey(np.random.default_rng(1).integers(0, 255, (64, 64)).tolist(), "uint8")
     for media_type, form in picture.FORMATS.items():
@@ -245,6 +252,7 @@ def test_an_object_that_cannot_be_drawn_is_refused_in_a_sentence(about: dict[str
         ("accept=image%2Fpng&charset=utf-8", Asked()),
     ],
 )
+@pytest.mark.ps318("8.3.5.1.3", "8.3.5.1.4")
 def test_parameters_are_read(query: str, asked: Asked) -> None:
     assert rendering.parse(query) == asked
 

@@ -79,11 +79,13 @@ def matches(row: dict[str, object], **query: str) -> bool:
         ("RequestAttributesSequence.ScheduledProcedureStepID", [], "SPS-1", False),
     ],
 )
+@pytest.mark.ps318("8.3.4.1")
 def test_an_attribute_matches_as_dicom_says(keyword: str, value: object, wanted: str, result: bool) -> None:
     head = "RequestAttributesSequence" if "." in keyword else keyword
     assert matches({head: value}, **{keyword: wanted}) is result
 
 
+@pytest.mark.ps318("8.3.4.1")
 def test_keys_of_one_sequence_are_met_by_one_item() -> None:
     keys = {
         "RequestAttributesSequence.ScheduledProcedureStepID": "SPS-1",
@@ -124,6 +126,7 @@ def test_what_has_no_value_and_one_of_several_values_can_be_asked_for() -> None:
     assert not matches({"PatientID": "B"}, PatientID="A\\B")
 
 
+@pytest.mark.ps318("8.3.4.1")
 def test_keywords_and_tags_in_any_case_are_one() -> None:
     wanted = (Wanted(("StudyInstanceUID",), ("1.2", "1.3")),)
     for name in ("StudyInstanceUID", "0020000D", "0020000d", "studyinstanceuid"):
@@ -134,6 +137,7 @@ def test_keywords_and_tags_in_any_case_are_one() -> None:
 @pytest.mark.parametrize(
     "value", ["Doe^John", "Doe*", "CT HEAD", "Buc^Jérôme", "A+1", "100%", "a&b=c", "山田^太郎", "O'Neil?", "50,5", "#1"]
 )
+@pytest.mark.ps318("8.3.1")
 def test_every_sign_of_a_value_can_be_encoded(value: str) -> None:
     for encoded in (quote(value, safe=""), quote_plus(value), quote(value, safe="^*,'")):
         assert parse("study", f"PatientID={encoded}").wanted == (Wanted(("PatientID",), (value,)),)
@@ -150,6 +154,7 @@ def test_every_sign_of_a_value_can_be_encoded(value: str) -> None:
      "PatientID=%FF", "PatientID=" + "1" * 1025, "StudyInstanceUID=" + "1," * 1001,
      "&".join(["includefield=all"] * 101)],
 )  # fmt: skip
+@pytest.mark.ps318("8.3.2")
 def test_what_a_study_search_does_not_know_is_refused(query: str) -> None:
     with pytest.raises(BadRequest):
         parse("study", query)
@@ -171,6 +176,7 @@ def test_a_refusal_repeats_nothing_that_could_be_anything() -> None:
     assert "<" not in str(refused.value)
 
 
+@pytest.mark.ps318("8.3.3.1")
 def test_only_json_is_offered_by_parameter_too() -> None:
     assert parse("study", "accept=application/dicom%2Bjson&charset=UTF-8") == parse("study", "")
     for query in ("accept=application/dicom%2Bxml", "charset=latin1"):
@@ -178,6 +184,7 @@ def test_only_json_is_offered_by_parameter_too() -> None:
             parse("study", query)
 
 
+@pytest.mark.ps318("8.3.4.3")
 def test_includefield_takes_lists_tags_keywords_sequences_and_all() -> None:
     query = "includefield=PatientAge,00081030&includefield=RequestAttributesSequence.00400009&includefield="
     assert parse("series", query).include == {"PatientAge", "StudyDescription", "RequestAttributesSequence"}
@@ -199,6 +206,7 @@ def test_a_page_is_at_most_as_long_as_the_server_allows() -> None:
     assert parse("study", "").limit == MAX_RESULTS
 
 
+@pytest.mark.ps318("10.6.1")
 def test_each_level_knows_its_keys_and_those_above() -> None:
     for keyword in (*KEYS["study"], *KEYS["series"], *KEYS["instance"]):
         path = f"{keyword}.PatientID" if keyword.endswith("Sequence") else keyword
@@ -258,6 +266,7 @@ def test_a_value_is_found_by_itself(keyword: str, value: str) -> None:
         ("PatientAge", {"vr": "AS", "Value": ["056Y"]}, {"vr": "AS", "Value": ["056Y"]}),
     ],
 )  # fmt: skip
+@pytest.mark.ps318("F.2")
 def test_an_attribute_is_written_as_dicom_json(keyword: str, value: object, result: dict[str, object]) -> None:
     assert element(keyword, value) == result
 
