@@ -11,8 +11,11 @@ import httpx
 import pytest
 
 from app.dicom import capabilities, paths
+from app.dicom.holdings import Holding
+from app.store.studies import HeldStudy
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.gateway import Running, U, fill, serving
+from tests.orthanc.phantoms import image, part10
 
 pytestmark = pytest.mark.orthanc
 
@@ -187,3 +190,97 @@ def test_each_part_of_a_retrieve_says_whose_it_is(running: Running, client: http
         for series in (1, 2)
         for number in (1, 2)
     ]
+
+
+# RFC 9110 sections 13 and 14: conditions and ranges
+
+SINGLES = (
+    (ONE, "application/dicom"),
+    (f"{ONE}/frames/2", "application/octet-stream"),
+    (f"{ONE}/bulkdata/7FE00010", "application/octet-stream"),
+    (f"{ONE}/rendered", "image/png"),
+    (f"{STUDY}/thumbnail", "image/jpeg"),
+)
+
+
+@pytest.mark.parametrize(("path", "accept"), SINGLES)
+def test_a_single_part_is_had_piece_by_piece_while_it_stays_the_same(
+    client: httpx.Client, path: str, accept: str
+) -> None:
+    whole = client.get(path, headers={"Accept": accept})
+    etag, length = whole.headers["etag"], len(whole.content)
+    assert not etag.startswith("W/")
+    assert whole.headers["accept-ranges"] == "bytes"
+    for asked, start, stop in (("0-9", 0, 10), ("5-", 5, length), ("-7", length - 7, length), ("0-99999", 0, length)):
+        piece = client.get(path, headers={"Accept": accept, "Range": f"bytes={asked}", "If-Range": etag})
+        assert piece.status_code == 206
+        assert piece.headers["content-range"] == f"bytes {start}-{stop - 1}/{length}"
+        assert piece.headers["etag"] == etag
+        assert piece.content == whole.content[start:stop]
+    beyond = client.get(path, headers={"Accept": accept, "Range": f"bytes={length}-"})
+    assert (beyond.status_code, beyond.headers["content-range"]) == (416, f"bytes */{length}")
+    changed = client.get(path, headers={"Accept": accept, "Range": "bytes=0-9", "If-Range": '"other"'})
+    assert (changed.status_code, changed.content) == (200, whole.content)
+    for method in ("GET", "HEAD"):
+        again = client.request(method, path, headers={"Accept": accept, "If-None-Match": f'"x", W/{etag}'})
+        assert (again.status_code, again.content, again.headers["etag"]) == (304, b"", etag)
+    assert client.get(path, headers={"Accept": accept, "If-Match": '"x"'}).status_code == 412
+
+
+def test_a_tag_names_one_form_of_one_content(client: httpx.Client) -> None:
+    asked = [
+        (f"{ONE}/rendered", "image/png"),
+        (f"{ONE}/rendered", "image/jpeg"),
+        (f"{ONE}/rendered?quality=5", "image/jpeg"),
+        (f"{ONE}/rendered?window=1,2", "image/png"),
+        (f"{ONE}/rendered?viewport=2,2", "image/png"),
+        (f"{ONE}/frames/2/rendered", "image/png"),
+        (f"{ONE}/frames/2", "application/octet-stream"),
+        (f"{ONE}/frames/2", "multipart/related; type=application/octet-stream"),
+        (f"{STUDY}{SERIES}/instances/{U}.1.2/rendered", "image/png"),
+    ]
+    tags = [client.get(path, headers={"Accept": accept}).headers["etag"] for path, accept in asked]
+    assert len(set(tags)) == len(asked)
+    assert [client.get(path, headers={"Accept": accept}).headers["etag"] for path, accept in asked] == tags
+
+
+def test_a_condition_is_weighed_after_the_grant(running: Running, client: httpx.Client) -> None:
+    etag = client.get(f"{ONE}/rendered", headers={"Accept": "image/png"}).headers["etag"]
+    for grant, status in (("nobody", 401), ("twin", 403), ("observations", 403)):
+        with running.client(grant) as other:
+            for tag in (etag, "*"):
+                refused = other.get(f"{ONE}/rendered", headers={"Accept": "image/png", "If-None-Match": tag})
+                assert refused.status_code == status
+                assert "etag" not in refused.headers
+                assert other.get(ONE, headers={"Range": "bytes=0-1"}).status_code == status
+
+
+def test_a_multipart_answer_has_no_ranges(client: httpx.Client) -> None:
+    response = client.get(f"{ONE}/frames/1,2", headers={"Range": "bytes=0-9"})
+    assert (response.status_code, "accept-ranges" in response.headers) == (200, False)
+    assert len(parts(response)) == 2
+
+
+# PS3.18 section 10.4.3: all or nothing
+
+
+@pytest.mark.parametrize(("series", "told"), [("0", httpx.HTTPStatusError), ("9", httpx.RemoteProtocolError)])
+def test_a_study_that_loses_an_object_meanwhile_is_no_whole_answer(
+    running: Running, client: httpx.Client, monkeypatch: pytest.MonkeyPatch, series: str, told: type[Exception]
+) -> None:
+    """The first object of all as a status, a later one by a body without an end."""
+    uid = f"{U}.{series}"
+    lost = running.archive.store(part10(image(mrn="A", study=U, series=uid, instance=f"{uid}.1"))).orthanc_id
+    read = running.gateway.holdings.read
+
+    def just_before(study: HeldStudy) -> Holding:
+        holding = read(study)
+        assert any(instance.orthanc_id == lost for instance in holding.instances())
+        running.archive.delete_instance(lost)
+        return holding
+
+    monkeypatch.setattr(running.gateway.holdings, "read", just_before)
+    with pytest.raises(told):
+        client.get(STUDY).raise_for_status()
+    monkeypatch.undo()
+    assert len(parts(client.get(STUDY))) == 4
