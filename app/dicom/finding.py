@@ -6,136 +6,32 @@ matched exactly. No query is ever forwarded.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from typing import Any
 
 import orjson
-from pydicom.dataset import Dataset
-from sqlalchemy.engine import Connection
 
-from app.access import Access
-from app.dicom import archive
-from app.dicom.criteria import ABOVE, KEYS, Row
-from app.dicom.dicomjson import Json, item
-from app.dicom.holdings import Holding, Instance
-from app.dicom.kinds import NOT_IMAGES
-from app.dicom.orthanc import Orthanc
-from app.dicom.paths import Level, Target
+from app.dicom import results
+from app.dicom.criteria import Row
+from app.dicom.dicomjson import Json
+from app.dicom.holdings import Holding
+from app.dicom.paths import Target
 from app.dicom.qido import Query
-from app.errors import ArchiveUnavailable, NotFound
-from app.store import candidates, studies
+from app.dicom.shelf import Hit, Narrowed, Shelf, add_study_tags, joined
+from app.errors import NotFound, TooLarge
+from app.store import candidates
 from app.store import query as store_query
-from app.store.database import Store
 from app.store.studies import HeldStudy
 
 BATCH = 200
 """So many studies are looked at together."""
+MOST = 20_000
+"""A search that has to look at more studies than these is too broad."""
 INSTANCES = 1000
 """So many instances are read together."""
-HEADERS = 16
-"""Of so many results of a page the header of an image is read, where an attribute is asked for that no index has."""
-
-# What every result has, with or without a value; and what it has if it is known (PS3.18 tables 10.6.3-3 to 10.6.3-5).
-ALWAYS: Mapping[Level, tuple[str, ...]] = {
-    "study": (
-        "StudyDate", "StudyTime", "AccessionNumber", "ModalitiesInStudy", "ReferringPhysicianName",
-        "StudyDescription", "PatientName", "PatientID", "PatientBirthDate", "PatientSex", "StudyInstanceUID",
-        "StudyID", "NumberOfStudyRelatedSeries", "NumberOfStudyRelatedInstances",
-    ),
-    "series": (
-        "Modality", "SeriesDescription", "SeriesInstanceUID", "SeriesNumber", "NumberOfSeriesRelatedInstances",
-        "StudyInstanceUID",
-    ),
-    "instance": ("SOPClassUID", "SOPInstanceUID", "InstanceNumber", "StudyInstanceUID", "SeriesInstanceUID"),
-}  # fmt: skip
-IF_KNOWN: Mapping[Level, tuple[str, ...]] = {
-    "study": (
-        "InstanceAvailability", "TimezoneOffsetFromUTC", "IssuerOfPatientID", "IssuerOfAccessionNumberSequence",
-    ),
-    "series": (
-        "SeriesDate", "SeriesTime", "BodyPartExamined", "TimezoneOffsetFromUTC", "RequestAttributesSequence",
-        "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime",
-    ),
-    "instance": (
-        "InstanceAvailability", "TimezoneOffsetFromUTC", "NumberOfFrames", "Rows", "Columns", "BitsAllocated",
-    ),
-}  # fmt: skip
-NEVER = frozenset({"NumberOfPatientRelatedStudies", "NumberOfPatientRelatedSeries", "NumberOfPatientRelatedInstances"})
-"""They reach beyond any grant."""
-BINARY = frozenset({"OB", "OD", "OF", "OL", "OV", "OW", "UN"})
-"""Bulk data is retrieved, not searched for."""
-IMAGE_FIELDS = ("Rows", "Columns", "BitsAllocated")
-"""Not in the archive's index: read per series, for instances that are returned."""
-OF_PATIENT_AND_STUDY = frozenset({
-    "AdditionalPatientHistory", "AdmissionID", "AdmittingDiagnosesDescription", "ConsultingPhysicianName",
-    "EthnicGroup", "InstitutionalDepartmentName", "InstitutionAddress", "MedicalAlerts", "Allergies",
-    "NameOfPhysiciansReadingStudy", "Occupation", "OtherPatientNames", "PatientAge", "PatientBirthTime",
-    "PatientComments", "PatientSize", "PatientSpeciesDescription", "PatientWeight", "PhysiciansOfRecord",
-    "PregnancyStatus", "ProcedureCodeSequence", "ReasonForTheRequestedProcedure", "ReferencedStudySequence",
-    "ReferringPhysicianIdentificationSequence", "RequestedProcedureCodeSequence", "RequestingService",
-    "ResponsiblePerson",
-})  # fmt: skip
-"""Of the patient and study modules: what a header tells of a whole study."""
-OF_SERIES = OF_PATIENT_AND_STUDY | frozenset({
-    "AnatomicRegionSequence", "CommentsOnThePerformedProcedureStep", "DeviceSerialNumber", "FrameOfReferenceUID",
-    "InstitutionName", "Laterality", "ManufacturerModelName", "PatientPosition", "PerformedProcedureStepDescription",
-    "PerformedProcedureStepEndDate", "PerformedProcedureStepEndTime", "PerformedProcedureStepID",
-    "PerformedProcedureStepStartDate", "PerformedProcedureStepStartTime", "PerformingPhysicianName",
-    "RequestAttributesSequence", "SoftwareVersions",
-})  # fmt: skip
-"""Of these and the series and equipment modules: what a header tells of a whole series."""
-
 NOT_FUZZY = "The fuzzymatching parameter is not supported. Only literal matching has been performed."
 MORE = "There are additional results that can be requested"
-FEW_HEADERS = f"Attributes outside of the archive's index are told of the first {HEADERS} results only"
-
-
-@dataclass(frozen=True, slots=True)
-class Narrowed:
-    """The ImagingStudies to look at: all that can match, and with `exact` no others."""
-
-    query: store_query.Query
-    exact: bool
-
-
-@dataclass(frozen=True, slots=True)
-class Catalogue:
-    """What the store knows of studies, in DICOM's words.
-
-    `narrow` confines a search to a grant and to what the index tells of its keys; `tell` gives the attributes of
-    studies, by the id of the ImagingStudy.
-    """
-
-    narrow: Callable[[Connection, Access, Query], Narrowed]
-    tell: Callable[[Connection, Sequence[HeldStudy], Level], Mapping[str, Row]]
-
-
-@dataclass(frozen=True, slots=True)
-class Shelf:
-    """Where a search looks, and for whom: `covers` has the last word on every study."""
-
-    store: Store
-    orthanc: Orthanc
-    catalogue: Catalogue
-    access: Access
-    covers: Callable[[HeldStudy], bool]
-    base: str
-
-
-@dataclass(slots=True)
-class Hit:
-    """One match: its attributes, its address, and where the archive has it."""
-
-    study: HeldStudy
-    row: Row
-    path: str
-    series_id: str = ""
-    instances: Sequence[str] = ()
-    """The archive's ids of its instances, as far as they were read."""
-    held: Sequence[Instance] | None = None
-    """The instances themselves, where they were read already."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -169,9 +65,9 @@ def find(shelf: Shelf, query: Query, target: Target, tree: Tree | None) -> Page:
     shown = found[: query.limit]
     warnings = [NOT_FUZZY] if query.fuzzy else []
     warnings += [MORE] if len(found) > len(shown) else []
-    warnings += _complete(shelf, query, shown)
-    results = [_result(shelf, query, target, hit) for hit in shown]
-    return Page(results, [f"299 {shelf.base}: {one}" for one in warnings])
+    warnings += results.complete(shelf, query, shown)
+    told = [results.result(shelf, query, target, hit) for hit in shown]
+    return Page(told, [f"299 {shelf.base}: {one}" for one in warnings])
 
 
 def _hits(shelf: Shelf, query: Query, target: Target, tree: Tree | None) -> Iterator[Hit]:
@@ -219,10 +115,14 @@ def _candidates(shelf: Shelf, narrowed: Narrowed, size: int, skip: int) -> Itera
 
 
 def _matching(shelf: Shelf, query: Query, batches: Iterable[list[HeldStudy]]) -> Iterator[Hit]:
+    looked = 0
     for batch in batches:
+        looked += len(batch)
+        if looked > MOST:
+            raise TooLarge("too many studies would have to be looked at: add a key such as StudyDate or PatientID")
         hits = _told(shelf, query, batch)
         if query.needs("study", "archive"):
-            _add_study_tags(shelf, hits)
+            add_study_tags(shelf, hits)
         yield from (hit for hit in hits if query.meets(hit.row, "study"))
 
 
@@ -232,39 +132,12 @@ def _told(shelf: Shelf, query: Query, held: Sequence[HeldStudy]) -> list[Hit]:
     return [Hit(one, {**told.get(one.imaging_study_id, {})}, f"/studies/{one.study_uid}") for one in held]
 
 
-def _add_study_tags(shelf: Shelf, hits: Sequence[Hit]) -> dict[str, Json]:
-    """What the archive's index adds; a study that it does not hold (any more) is told of as unavailable."""
-    contents = shelf.orthanc.bulk_content("Study", [hit.study.orthanc_id for hit in hits], metadata=False)
-    known = {content["ID"]: content for content in contents if _is_of(content, hits)}
-    for hit in hits:
-        content = known.get(hit.study.orthanc_id)
-        hit.row = _joined(hit.row, study_tags(content) if content else {})
-        hit.row["InstanceAvailability"] = "ONLINE" if content else "UNAVAILABLE"
-    return known
-
-
-def _joined(told: Row, tags: Mapping[str, str]) -> Row:
-    """What the store knows outweighs the image that happened to come first, but for what only images say in full."""
-    known = {keyword: value for keyword, value in told.items() if KEYS["study"].get(keyword) != "archive"}
-    return {**told, **tags, **known}
-
-
-def _is_of(content: Json, hits: Sequence[Hit]) -> bool:
-    uids = {hit.study.orthanc_id: hit.study.study_uid for hit in hits}
-    return content["MainDicomTags"].get("StudyInstanceUID") == uids.get(content["ID"])
-
-
-def study_tags(content: Json) -> Row:
-    """What the archive's index tells of a study and its patient."""
-    return content["PatientMainDicomTags"] | content["MainDicomTags"]
-
-
 # --- series ---------------------------------------------------------------------------------------------------------
 
 
 def _series_of(shelf: Shelf, hits: Sequence[Hit]) -> Iterator[Hit]:
     """The series of several studies, in two requests."""
-    contents = _add_study_tags(shelf, hits)
+    contents = add_study_tags(shelf, hits)
     by_study: dict[str, list[Json]] = {}
     for content in shelf.orthanc.bulk_content("Series", list(contents), metadata=False):
         by_study.setdefault(content["ParentStudy"], []).append(content)
@@ -289,7 +162,7 @@ def _series_in(shelf: Shelf, query: Query, tree: Tree, series_uid: str | None) -
     if series_uid is not None and series_uid not in holding.series:
         raise NotFound("the study has no such series")
     [hit] = _told(shelf, query, [tree.study])
-    hit.row = _joined(hit.row, holding.tags) | {"InstanceAvailability": "ONLINE"} | _counts(holding)
+    hit.row = joined(hit.row, holding.tags) | {"InstanceAvailability": "ONLINE"} | _counts(holding)
     if not query.meets(hit.row, "study"):
         return
     for one in holding.series.values():
@@ -365,83 +238,6 @@ def _place(row: Row) -> tuple[int, str]:
 def _instance(above: Hit, orthanc_id: str, own: Row) -> Hit:
     row = {**above.row, **own, "InstanceAvailability": "ONLINE"}
     return Hit(above.study, row, f"{above.path}/instances/{own['SOPInstanceUID']}", above.series_id, [orthanc_id])
-
-
-# --- what a page shows ----------------------------------------------------------------------------------------------
-
-
-def _complete(shelf: Shelf, query: Query, shown: Sequence[Hit]) -> list[str]:
-    """Read what the results of a page lack; what has to be said of it."""
-    if query.level == "study" and not query.needs("study", "archive"):
-        _complete_studies(shelf, query, shown)
-    if query.level == "instance":
-        _complete_images(shelf, shown)
-    lacking = {one for one in query.include if _told_by_header(query.level, one)} - {
-        one for hit in shown for one in hit.row
-    }
-    if not lacking:
-        return []
-    for hit in shown[:HEADERS]:
-        _add_header(shelf, hit, lacking)
-    return [FEW_HEADERS] if len(shown) > HEADERS else []
-
-
-def _complete_studies(shelf: Shelf, query: Query, shown: Sequence[Hit]) -> None:
-    try:
-        _add_study_tags(shelf, shown)
-    except ArchiveUnavailable:
-        # The store alone gives a study list, but for attributes that somebody asks for.
-        if any(KEYS["study"].get(one) == "archive" or _told_by_header("study", one) for one in query.include):
-            raise
-
-
-def _complete_images(shelf: Shelf, shown: Sequence[Hit]) -> None:
-    tags = {
-        series_id: shelf.orthanc.series_tags(series_id) for series_id in dict.fromkeys(hit.series_id for hit in shown)
-    }
-    for hit in shown:
-        image = tags[hit.series_id].get(hit.instances[0], {})
-        hit.row |= {keyword: image[keyword] for keyword in IMAGE_FIELDS if keyword in image}
-
-
-def _told_by_header(level: Level, keyword: str) -> bool:
-    if keyword in NEVER or any(keyword in KEYS[one] for one in KEYS):
-        return level == "series" and keyword in OF_SERIES
-    return level == "instance" or keyword in (OF_PATIENT_AND_STUDY if level == "study" else OF_SERIES)
-
-
-def _add_header(shelf: Shelf, hit: Hit, lacking: Iterable[str]) -> None:
-    if hit.instances:
-        instance_id: str | None = hit.instances[0]
-    else:
-        with shelf.store.read() as connection:
-            instance_id = studies.any_image(connection, hit.study.orthanc_id, NOT_IMAGES)
-    if instance_id is None:
-        return
-    try:
-        header = archive.header(shelf.orthanc, instance_id)
-    except NotFound:
-        return
-    hit.row |= {keyword: header[keyword].to_json_dict(None, 0) for keyword in lacking if _is_shown(header, keyword)}
-
-
-def _is_shown(header: Dataset, keyword: str) -> bool:
-    return keyword in header and header[keyword].VR not in BINARY
-
-
-def _result(shelf: Shelf, query: Query, target: Target, hit: Hit) -> Json:
-    levels = _told_levels(query.level, target)
-    keywords = {one for level in levels for one in ALWAYS[level]} | query.asks_for(hit.row)
-    known = {keyword for keyword, value in hit.row.items() if value not in (None, "", [])}
-    keywords |= {one for level in levels for one in IF_KNOWN[level] if one in known}
-    told = {keyword: hit.row.get(keyword) for keyword in keywords - NEVER}
-    return item({**told, "SpecificCharacterSet": "ISO_IR 192", "RetrieveURL": shelf.base + hit.path})
-
-
-def _told_levels(level: Level, target: Target) -> list[Level]:
-    """The level itself, and those above it that the address leaves open."""
-    given: dict[Level, Any] = {"study": target.study, "series": target.series}
-    return [one for one in ABOVE[level] if one == level or not given.get(one)]
 
 
 def _batched(hits: Iterator[Hit], size: int) -> Iterator[list[Hit]]:

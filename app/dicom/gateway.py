@@ -34,6 +34,7 @@ from app.dicom.holdings import Holding, Holdings
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
 from app.dicom.relay import HEADERS, Way
+from app.dicom.shelf import Catalogue, Shelf
 from app.dicom.spool import Gate
 from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
@@ -66,7 +67,7 @@ class Parts:
     audit: Callable[[Record], None]
     on_stored: Callable[[str], None]
     """Hears the Orthanc id of a study that was stored into."""
-    catalogue: finding.Catalogue
+    catalogue: Catalogue
     """What searches are answered from."""
     rules: stow.Rules = stow.RULES
     """What may be stored."""
@@ -190,7 +191,7 @@ class Gateway:
         query = qido.parse(target.level, admitted.request.url.query)
         # A series just stored must be found, so the tree is read as it is now.
         tree = admitted.study and finding.Tree(admitted.study, self.holdings.read(admitted.study))
-        shelf = finding.Shelf(
+        shelf = Shelf(
             self.store,
             self.orthanc,
             self.catalogue,

@@ -18,9 +18,9 @@ from sqlalchemy.engine import Connection
 from app.access import Access, Action
 from app.dicom import criteria, qido
 from app.dicom.criteria import Wanted
-from app.dicom.finding import Catalogue, Narrowed
 from app.dicom.matching import WILDCARD_VRS, wildcard
 from app.dicom.paths import Level
+from app.dicom.shelf import Catalogue, Narrowed
 from app.fhir import granted, resources
 from app.fhir.index import fold
 from app.fhir.mapping import catalogue, patient, task, values

@@ -8,10 +8,14 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
+from urllib.parse import unquote
 
 from app.fhir.mapping import imaging_study, patient, task, terms, values, worklist
 from app.fhir.mapping.codes import Json
 from app.fhir.mapping.worklist import Site
+
+UNCONFIGURED = "urn:isocenter:issuer:"
+"""Before an issuer that images name and the site does not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,12 +46,19 @@ def _started(study: Json) -> tuple[str, str, str]:
 
 def _numbers(patient: Json, site: Site) -> Sequence[tuple[str, str]]:
     """(number, issuer) of each number the patient has of an authority for them; the first is the one images bear."""
-    own = patient.get("identifier", [])
+    own: list[Json] = patient.get("identifier", [])
     if not own:
         return []
-    first = worklist.mrn(patient, site)
-    rest = [(one.get("system", ""), one.get("value", "")) for one in own if one.get("system") in site.mrn_issuers]
-    return [(value, site.mrn_issuers.get(system, "")) for system, value in dict.fromkeys([first, *rest]) if value]
+    others = ((one.get("system", ""), one.get("value", "")) for one in own)
+    found = [worklist.mrn(patient, site), *(one for one in others if _issuer(one[0], site) is not None)]
+    return [(value, _issuer(system, site) or "") for system, value in dict.fromkeys(found) if value]
+
+
+def _issuer(system: str, site: Site) -> str | None:
+    """How DICOM names who gave a number; None for what is no authority."""
+    if system.startswith(UNCONFIGURED):
+        return unquote(system.removeprefix(UNCONFIGURED))
+    return site.mrn_issuers.get(system)
 
 
 def _study_id(view: View) -> str | None:

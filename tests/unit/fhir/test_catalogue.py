@@ -14,13 +14,14 @@ from sqlalchemy.engine import Connection
 
 from app.access import Access, Action, decide, parse_scopes, study_facts
 from app.dicom import finding, qido
-from app.dicom.finding import Catalogue, Shelf
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
-from app.errors import ArchiveUnavailable, Unavailable
+from app.dicom.shelf import Catalogue, Shelf
+from app.errors import ArchiveUnavailable, TooLarge, Unavailable
 from app.fhir import catalogue, index, resources
 from app.fhir.mapping import imaging_study
 from app.fhir.mapping import patient as patients
+from app.fhir.mapping.task import Step, scheduled
 from app.fhir.mapping.worklist import Site
 from app.fhir.registry import offer
 from app.settings import Settings
@@ -345,6 +346,30 @@ def test_issuers_are_told_and_matched_where_the_site_names_them(world: World) ->
     assert told["00100021"]["Value"] == ["HOSP"]
     assert told["00080051"]["Value"] == [{"00400031": {"vr": "UT", "Value": ["RIS"]}}]
     assert here.find(StudyInstanceUID="1.2.826.4", IssuerOfPatientID="OTHER") == []
+
+
+def test_a_search_that_would_look_at_everything_is_too_broad(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(finding, "MOST", STUDIES // 2)
+    with pytest.raises(TooLarge, match="StudyDate"):
+        world.find(StudyTime="0931")
+    assert world.find(StudyTime="0931", StudyDate="20200101-20200131") == []
+    assert world.find(limit=1, offset=STUDIES - 1) != []
+
+
+def test_series_are_told_what_was_requested_of_an_order(world: World) -> None:
+    order = {"resourceType": "ServiceRequest", "id": "o1", "identifier": study(1)["identifier"][1:2]}
+    step = scheduled(Step("o1", "p1", 1, "MR", "AE", "Knie", "SPS-1", None, "2026-03-01T10:00:00Z"))
+    fulfilled = study(STUDIES + 2) | {"basedOn": [{"reference": "ServiceRequest/o1"}]}
+    world.store.transact(lambda connection: rows.write(connection, [*map(change, (order, step, fulfilled))]))
+    held = HeldStudy("o", f"1.2.826.{STUDIES + 2}", fulfilled["id"], "p1")
+    with world.store.read() as connection:
+        [row] = world.known.tell(connection, [held], "series").values()
+    [asked] = row["RequestAttributesSequence"]
+    assert (asked["ScheduledProcedureStepID"], asked["Modality"], asked["RequestedProcedureID"]) == (
+        "SPS-1",
+        "MR",
+        "A1",
+    )
 
 
 def test_an_unreachable_archive_is_said_to_be_so(world: World) -> None:
