@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hmac
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
@@ -10,13 +9,25 @@ from urllib.parse import urlencode
 
 from authlib.oauth2 import OAuth2Error
 from fastapi import APIRouter, Depends, Request, Response
-from fastapi.responses import FileResponse, JSONResponse, RedirectResponse
+from fastapi.responses import FileResponse, JSONResponse
 from sqlalchemy.engine import Connection
 
 from app.audit import Record
 from app.settings import Settings
-from app.smart import authorize, choosing, clients, keys, opaque, pages, users
+from app.smart import authorize, choosing, clients, keys, managing, pages, users
 from app.smart.authorize import Asking, Offer, Person, Refused, Untrusted
+from app.smart.desk import (
+    Audit,
+    Desk,
+    PatientReader,
+    form_token,
+    is_own_form,
+    note,
+    redirect,
+    set_cookie,
+    try_login,
+    with_form_cookie,
+)
 from app.smart.facts import facts
 from app.smart.launches import LaunchContext
 from app.smart.requests import Form, TokenRequest, decode, form_of
@@ -24,28 +35,6 @@ from app.smart.token_endpoint import NO_STORE, Server
 from app.store.database import Store
 
 Posted = Annotated[Form, Depends(form_of)]
-SEE_OTHER = 303
-Audit = Callable[[Record], None]
-
-
-@dataclass(frozen=True, slots=True)
-class PatientReader:
-    """What the consent page tells of a patient and of a study; handed in, for the FHIR store lies above."""
-
-    patient: Callable[[Connection, str], str]
-    study: Callable[[Connection, str], str]
-    records: choosing.Records
-
-
-@dataclass(frozen=True, slots=True)
-class _Desk:
-    """What every page of the flow needs."""
-
-    store: Store
-    settings: Settings
-    audit: Audit
-    patients: PatientReader
-    throttle: users.Throttle
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,8 +53,9 @@ class _Visit:
 def routes(*, store: Store, settings: Settings, audit: Audit, patients: PatientReader) -> APIRouter:
     """Everything below /auth."""
     router = APIRouter()
-    desk = _Desk(store, settings, audit, patients, users.Throttle())
+    desk = Desk(store, settings, audit, patients, users.Throttle())
     _person_routes(router, desk)
+    managing.add_routes(router, desk)
     _token_routes(router, Server(store, settings, audit))
 
     @router.get("/jwks")
@@ -80,7 +70,7 @@ def routes(*, store: Store, settings: Settings, audit: Audit, patients: PatientR
     return router
 
 
-def _person_routes(router: APIRouter, desk: _Desk) -> None:
+def _person_routes(router: APIRouter, desk: Desk) -> None:
     @router.get("/authorize")
     def authorize_get(request: Request) -> Response:
         return _authorize(desk, request, decode(request.url.query))
@@ -101,12 +91,8 @@ def _person_routes(router: APIRouter, desk: _Desk) -> None:
     def choose(request: Request, form: Posted) -> Response:
         return _choose(desk, request, form)
 
-    @router.post("/logout")
-    def logout(request: Request, form: Posted) -> Response:
-        return _logout(desk, request, form)
 
-
-def _authorize(desk: _Desk, request: Request, form: Form) -> Response:
+def _authorize(desk: Desk, request: Request, form: Form) -> Response:
     """Answer with a login page, a consent page, a code or a refusal."""
 
     def answer(visit: _Visit) -> Response:
@@ -125,10 +111,10 @@ def _authorize(desk: _Desk, request: Request, form: Form) -> Response:
             return _consent_page(desk, visit, form)
         return _code(desk, visit.asking, visit.person, visit.offer)
 
-    return _with_form_cookie(desk, request, _visited(desk, request, form, answer))
+    return with_form_cookie(desk, request, _visited(desk, request, form, answer))
 
 
-def _visited(desk: _Desk, request: Request, form: Form, answer: Callable[[_Visit], Response]) -> Response:
+def _visited(desk: Desk, request: Request, form: Form, answer: Callable[[_Visit], Response]) -> Response:
     address = None
     try:
         with desk.store.read() as connection:
@@ -141,16 +127,16 @@ def _visited(desk: _Desk, request: Request, form: Form, answer: Callable[[_Visit
     except Refused as error:
         if address is None:
             raise
-        _note(desk, "authorize", "denied", client_id=address.client.id, detail={"error": error.error})
+        note(desk, "authorize", "denied", client_id=address.client.id, detail={"error": error.error})
         location = address.answer(desk.settings, error=error.error, error_description=str(error))
-        return _redirect(location)
+        return redirect(location)
 
 
-def _visit(desk: _Desk, connection: Connection, request: Request, asking: Asking) -> _Visit:
+def _visit(desk: Desk, connection: Connection, request: Request, asking: Asking) -> _Visit:
     session = users.find_session(connection, request.cookies.get(users.cookie_name(desk.settings)))
     context = authorize.launch_of(connection, asking)
     person = authorize.person_of(connection, session, context)
-    csrf = session.csrf if session else _form_token(desk, request)
+    csrf = session.csrf if session else form_token(desk, request)
     if person is None:
         return _Visit(asking, None, None, csrf, context)
     choice = choosing.needed(asking, context)
@@ -160,10 +146,10 @@ def _visit(desk: _Desk, connection: Connection, request: Request, asking: Asking
     return _Visit(asking, person, authorize.offer_of(desk.settings, asking, context, cap), csrf, context)
 
 
-def _code(desk: _Desk, asking: Asking, person: Person, offer: Offer) -> Response:
+def _code(desk: Desk, asking: Asking, person: Person, offer: Offer) -> Response:
     code = desk.store.transact(lambda connection: authorize.give_code(connection, asking, person, offer))
     study = offer.studies[0] if offer.studies and len(offer.studies) == 1 else None
-    _note(
+    note(
         desk,
         "authorize",
         "allowed",
@@ -172,10 +158,10 @@ def _code(desk: _Desk, asking: Asking, person: Person, offer: Offer) -> Response
         patient_id=offer.patient_id,
         study_uid=study,
     )
-    return _redirect(asking.address.answer(desk.settings, code=code))
+    return redirect(asking.address.answer(desk.settings, code=code))
 
 
-def _login_page(desk: _Desk, visit: _Visit, form: Form, *, fault: str = "", status: int = 200) -> Response:
+def _login_page(desk: Desk, visit: _Visit, form: Form, *, fault: str = "", status: int = 200) -> Response:
     return pages.page(
         "login.html",
         status,
@@ -187,7 +173,7 @@ def _login_page(desk: _Desk, visit: _Visit, form: Form, *, fault: str = "", stat
     )
 
 
-def _consent_page(desk: _Desk, visit: _Visit, form: Form, *, status: int = 200) -> Response:
+def _consent_page(desk: Desk, visit: _Visit, form: Form, *, status: int = 200) -> Response:
     person, offer = visit.person, visit.offer
     if person is None or offer is None:
         return _login_page(desk, visit, form)
@@ -211,7 +197,7 @@ def _consent_page(desk: _Desk, visit: _Visit, form: Form, *, status: int = 200) 
     )
 
 
-def _choice_page(desk: _Desk, visit: _Visit, form: Form, *, wanted: str = "", status: int = 200) -> Response:
+def _choice_page(desk: Desk, visit: _Visit, form: Form, *, wanted: str = "", status: int = 200) -> Response:
     """Whose record, or which study: what was found, each a button."""
     found, patient = list[choosing.Choice](), ""
     with desk.store.read() as connection:
@@ -234,7 +220,7 @@ def _choice_page(desk: _Desk, visit: _Visit, form: Form, *, wanted: str = "", st
     )
 
 
-def _choose(desk: _Desk, request: Request, form: Form) -> Response:
+def _choose(desk: Desk, request: Request, form: Form) -> Response:
     """Show what a text finds, or keep what was chosen and go on with the authorization request."""
     fields, asked = form.fields, decode(form.fields.get("request", ""))
 
@@ -242,23 +228,23 @@ def _choose(desk: _Desk, request: Request, form: Form) -> Response:
         person = visit.person
         if person is None:
             return _login_page(desk, visit, asked)
-        if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
+        if not is_own_form(fields, visit.csrf):
             return _choice_page(desk, visit, asked, status=403)
         if fields.get("decision") == "deny":
             raise Refused("access_denied", "the user chose nothing")
         chosen = fields.get(visit.choice, "") if visit.choice else ""
         if visit.choice and not chosen:
-            _note(desk, "find-patient", "allowed", client_id=visit.asking.client.id, fhir_user=person.user.fhir_user)
+            note(desk, "find-patient", "allowed", client_id=visit.asking.client.id, fhir_user=person.user.fhir_user)
             return _choice_page(desk, visit, asked, wanted=fields.get("wanted", "").strip())
         kept = [pair for pair in asked.pairs if pair[0] != "chosen"]
         if chosen:
             kept.append(("chosen", _chosen(desk, visit, person, chosen)))
-        return _redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(kept)}")
+        return redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(kept)}")
 
     return _visited(desk, request, asked, answer)
 
 
-def _chosen(desk: _Desk, visit: _Visit, person: Person, chosen: str) -> str:
+def _chosen(desk: Desk, visit: _Visit, person: Person, chosen: str) -> str:
     records, asking, context = desk.patients.records, visit.asking, visit.context
 
     def work(connection: Connection) -> str:
@@ -269,34 +255,24 @@ def _chosen(desk: _Desk, visit: _Visit, person: Person, chosen: str) -> str:
     return desk.store.transact(work)
 
 
-def _login(desk: _Desk, request: Request, form: Form) -> Response:
+def _login(desk: Desk, request: Request, form: Form) -> Response:
     """Check name and password; a success continues the authorization request with a GET (RFC 9700 section 4.12)."""
     fields, asked = form.fields, decode(form.fields.get("request", ""))
 
     def answer(visit: _Visit) -> Response:
         if visit.person is not None:
-            return _redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(asked.pairs)}")
-        if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
-            return _login_page(desk, visit, asked, fault="The form had expired. Please try again.", status=403)
-        name, address = fields.get("username", ""), request.client.host if request.client else ""
-        if not desk.throttle.take(name, address):
-            return _login_page(desk, visit, asked, fault="Too many tries. Please wait a minute.", status=429)
-        with desk.store.read() as connection:
-            user = users.verify(connection, name, fields.get("password", ""))
-        if user is None:
-            _note(desk, "login", "denied", client_id=visit.asking.client.id)
-            return _login_page(desk, visit, asked, fault="Name or password is wrong.", status=401)
-        desk.throttle.forgive(name, address)
-        value = desk.store.transact(lambda connection: users.open_session(connection, user))
-        _note(desk, "login", "allowed", client_id=visit.asking.client.id, fhir_user=user.fhir_user)
-        response = _redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(asked.pairs)}")
-        _set_cookie(desk, response, users.cookie_name(desk.settings), value)
+            return redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(asked.pairs)}")
+        tried = try_login(desk, request, fields, csrf=visit.csrf, client_id=visit.asking.client.id)
+        if not tried.cookie:
+            return _login_page(desk, visit, asked, fault=tried.fault, status=tried.status)
+        response = redirect(f"{desk.settings.public_url}/auth/authorize?{urlencode(asked.pairs)}")
+        set_cookie(desk, response, users.cookie_name(desk.settings), tried.cookie)
         return response
 
-    return _with_form_cookie(desk, request, _visited(desk, request, asked, answer))
+    return with_form_cookie(desk, request, _visited(desk, request, asked, answer))
 
 
-def _consent(desk: _Desk, request: Request, form: Form) -> Response:
+def _consent(desk: Desk, request: Request, form: Form) -> Response:
     """Give a code for what was left ticked, or tell the app that it was denied."""
     fields, asked = form.fields, decode(form.fields.get("request", ""))
 
@@ -304,7 +280,7 @@ def _consent(desk: _Desk, request: Request, form: Form) -> Response:
         person, offer = visit.person, visit.offer
         if person is None or offer is None:
             return _login_page(desk, visit, asked)
-        if not hmac.compare_digest(fields.get("csrf", "").encode(), visit.csrf.encode()):
+        if not is_own_form(fields, visit.csrf):
             return _consent_page(desk, visit, asked, status=403)
         if fields.get("decision") != "allow":
             raise Refused("access_denied", "the user denied the request")
@@ -314,21 +290,6 @@ def _consent(desk: _Desk, request: Request, form: Form) -> Response:
         return _code(desk, visit.asking, person, replace(offer, scope=scope))
 
     return _visited(desk, request, asked, answer)
-
-
-def _logout(desk: _Desk, request: Request, form: Form) -> Response:
-    name = users.cookie_name(desk.settings)
-    value = request.cookies.get(name)
-    with desk.store.read() as connection:
-        session = users.find_session(connection, value)
-    if value is None or session is None:
-        return JSONResponse({"error": "invalid_request"}, 400, headers=NO_STORE)
-    if not hmac.compare_digest(form.fields.get("csrf", "").encode(), session.csrf.encode()):
-        return JSONResponse({"error": "invalid_request", "error_description": "csrf"}, 403, headers=NO_STORE)
-    desk.store.transact(lambda connection: users.close_session(connection, value))
-    response = Response(status_code=204, headers=NO_STORE)
-    response.delete_cookie(name, path="/", secure=desk.settings.https, httponly=True, samesite="lax")
-    return response
 
 
 def _token_routes(router: APIRouter, server: Server) -> None:
@@ -371,35 +332,6 @@ def _for_registered_origin(server: Server, request: Request, response: Response)
     return response
 
 
-def _note(desk: _Desk, action: str, outcome: Any, **about: Any) -> None:
-    desk.audit(Record("smart", action, outcome, **about))
-
-
-def _redirect(location: str) -> Response:
-    return RedirectResponse(
-        location, SEE_OTHER, headers={"Cache-Control": "no-store", "Referrer-Policy": "no-referrer"}
-    )
-
-
-def _set_cookie(desk: _Desk, response: Response, name: str, value: str) -> None:
-    response.set_cookie(name, value, path="/", secure=desk.settings.https, httponly=True, samesite="lax")
-
-
-def _form_token(desk: _Desk, request: Request) -> str:
-    """The token in a form before any login: derived from a cookie that other sites cannot set or send."""
-    held = request.cookies.get(users.cookie_name(desk.settings, "form")) or getattr(request.state, "form", None)
-    if held is None:
-        request.state.form = held = opaque.make()
-    return opaque.digest(f"form {held}")
-
-
-def _with_form_cookie(desk: _Desk, request: Request, response: Response) -> Response:
-    fresh = getattr(request.state, "form", None)
-    if fresh is not None:
-        _set_cookie(desk, response, users.cookie_name(desk.settings, "form"), fresh)
-    return response
-
-
 def _any_origin() -> dict[str, str]:
     return {"Access-Control-Allow-Origin": "*"}
 
@@ -427,6 +359,7 @@ def smart_configuration(settings: Settings) -> dict[str, Any]:
         "token_endpoint": f"{auth}/token",
         "introspection_endpoint": f"{auth}/introspect",
         "revocation_endpoint": f"{auth}/revoke",
+        "management_endpoint": f"{auth}/manage",
         "grant_types_supported": list(book.grant_types),
         "response_types_supported": ["code"],
         "response_modes_supported": ["query"],

@@ -21,6 +21,7 @@ from app.store.tables import (
 )
 
 Row = Mapping[str, Any]
+MOST_SHOWN = 200
 
 
 def _one(connection: Connection, statement: sa.Select[Any]) -> Row | None:
@@ -142,6 +143,13 @@ def add_grant(connection: Connection, values: Row) -> None:
 def find_grant(connection: Connection, grant_id: str, at: int) -> Row | None:
     """A grant that lives, of a client that is not disabled."""
     return _one(connection, _living_grants(at).where(access_grant.c.id == grant_id))
+
+
+def of_user(connection: Connection, user_id: str, at: int) -> list[Row]:
+    """The living grants of a user with the names of their apps, the newest first."""
+    named = _living_grants(at).add_columns(client.c.name.label("client_name"))
+    own = named.where(access_grant.c.user_id == user_id).order_by(access_grant.c.created.desc(), access_grant.c.id)
+    return [_row(row) for row in connection.execute(own.limit(MOST_SHOWN)).mappings()]
 
 
 def revoke_grant(connection: Connection, grant_id: str, at: int) -> None:
