@@ -6,8 +6,6 @@ Neither path nor query nor header of a caller ever reaches the archive.
 from __future__ import annotations
 
 import dataclasses
-import threading
-import time
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import dataclass
@@ -23,7 +21,7 @@ from starlette.types import Receive, Scope, Send
 from app import audit as audit_trail
 from app.access import Access, Action, decide, permits, study_facts
 from app.audit import Outcome, Record
-from app.dicom import accept, admission, capabilities, finding, paths, prepared, qido, stow, wado
+from app.dicom import accept, admission, capabilities, finding, paths, prepared, qido, shown, stow, wado
 from app.dicom.accept import Form
 from app.dicom.ahead import Ahead
 from app.dicom.cache import OFF, Cache
@@ -36,6 +34,7 @@ from app.dicom.paths import Target
 from app.dicom.relay import HEADERS, Way
 from app.dicom.shelf import Catalogue, Shelf
 from app.dicom.spool import Gate
+from app.dicom.trail import Trail
 from app.dicom.unread import Unread
 from app.dicom.upstream import Upstream
 from app.errors import BadRequest, Conflict, Forbidden, IsocenterError, MethodNotAllowed, NotFound, TooMany
@@ -52,8 +51,6 @@ JSON = "application/dicom+json"
 VERBS = {"search": "s", "store": "u"}
 GROUPED = frozenset({"frames", "rendered", "thumbnail", "bulkdata"})
 """Audited once per grant, series and window, with a count."""
-WINDOW_SECONDS = 300.0
-LOOK_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +104,7 @@ class Gateway:
         self.flights = Flights(parts.cache)
         self.accel = parts.accel
         self.ahead = Ahead(self.orthanc, self.flights)
-        self.renderer = wado.Renderer()
+        self.renderer = shown.Renderer()
         self.trail = Trail(parts.audit)
 
     async def close(self) -> None:
@@ -222,7 +219,7 @@ class Gateway:
         if target.resource == "bulkdata" and not target.element:
             return await wado.all_bulk_data(way, admitted.request, holding, target)
         if target.resource in {"rendered", "thumbnail"}:
-            return await wado.rendered(way, self.renderer, admitted.request, holding, target)
+            return await shown.rendered(way, self.renderer, admitted.request, holding, target)
         instance = holding.instance(target.series, target.instance)
         if instance is None:
             raise NotFound("the study has no such instance")
@@ -296,50 +293,6 @@ def _record(access: Access, target: Target, study: HeldStudy | None, outcome: Ou
 
 def _request_id(request: Request) -> str:
     return getattr(request.state, "request_id", "")
-
-
-class Trail:
-    """Audits at once, but counts the many small reads of a series: the first is written, the rest as one number."""
-
-    def __init__(self, audit: Callable[[Record], None], window: float = WINDOW_SECONDS) -> None:
-        """`audit` stores one record durably."""
-        self.add = audit
-        self._window = window
-        self._lock = threading.Lock()
-        self._looked = 0.0
-        self._counts: dict[tuple[str | None, ...], tuple[Record, float, int]] = {}
-
-    def count(self, record: Record, series_uid: str | None) -> None:
-        """One more read of this kind from this series."""
-        key = (record.grant_id, record.client_id, record.study_uid, record.patient_id, series_uid, record.action)
-        now = time.monotonic()
-        with self._lock:
-            # Each look goes through all that is open: a second later is soon enough.
-            over = self._over(now) if now - self._looked >= LOOK_SECONDS else []
-            first = key not in self._counts
-            _, since, count = self._counts.get(key, (record, now, -1))
-            self._counts[key] = (record, since, count + 1)
-        for ended in over:
-            self.add(ended)
-        if first:
-            self.add(replace(record, detail={"count": 1, "series": series_uid}))
-
-    def close(self) -> None:
-        """Write every count that is still open."""
-        with self._lock:
-            over = self._over(float("inf"))
-        for ended in over:
-            self.add(ended)
-
-    def _over(self, now: float) -> list[Record]:
-        self._looked = min(now, time.monotonic())
-        ended = [key for key, (_, since, _) in self._counts.items() if now - since >= self._window]
-        closed = [(key, *self._counts.pop(key)) for key in ended]
-        return [
-            replace(record, detail={"count": count, "series": key[4], "more": True})
-            for key, record, _, count in closed
-            if count > 0
-        ]
 
 
 class Service:

@@ -8,19 +8,17 @@ from io import BytesIO
 from typing import Final
 
 import pydicom
-from anyio import CapacityLimiter, to_thread
 from pydicom.encaps import generate_frames
 from starlette.concurrency import run_in_threadpool
 from starlette.requests import Request
 from starlette.responses import Response
 
-from app.dicom import accept, document, metadata, picture, pixels, relay, rendering
+from app.dicom import accept, metadata, pixels, relay, rendering
 from app.dicom.accept import Form, Wanted
 from app.dicom.holdings import Holding, Instance
 from app.dicom.orthanc import Orthanc
 from app.dicom.paths import Target
 from app.dicom.relay import Made, Piece, Transcoding, Way
-from app.dicom.rendering import Asked
 from app.errors import ArchiveFailed, BadRequest, NotAcceptable, NotFound
 
 IMPLICIT_LITTLE: Final = "1.2.840.10008.1.2"
@@ -76,7 +74,7 @@ IMAGES: Final = ("image/jpeg", "image/png", "image/gif")
 
 async def retrieve(way: Way, request: Request, holding: Holding, target: Target) -> Response:
     """Whole instances: stored bytes where the caller takes them, else in the transfer syntax it asks for."""
-    instances = _instances(holding, target)
+    instances = instances_of(holding, target)
     if not instances:
         raise NotFound("the study has no such instances")
     forms = [Form(DICOM, is_multipart=True), *([Form(DICOM)] if target.instance else [])]
@@ -88,14 +86,15 @@ async def retrieve(way: Way, request: Request, holding: Holding, target: Target)
         syntaxes = [_syntax(instance, wanted.transfer_syntax) for instance in instances] if form else [None]
         if form and all(syntaxes):
             pieces = [
-                _dicom_piece(way, instance, syntax or "", f"{way.base}{_address(holding, instance)}")
+                _dicom_piece(way, instance, syntax or "", f"{way.base}{address_of(holding, instance)}")
                 for instance, syntax in zip(instances, syntaxes, strict=True)
             ]
             return await (relay.multipart(way, DICOM, pieces) if form.is_multipart else relay.single(way, pieces[0]))
     raise NotAcceptable(f"instances are sent as {' or '.join(map(str, forms))}; transfer-syntax=*, {_list(WRITTEN)}")
 
 
-def _address(holding: Holding, instance: Instance) -> str:
+def address_of(holding: Holding, instance: Instance) -> str:
+    """Where it is below the service."""
     return f"/studies/{holding.study_uid}/series/{instance.series_uid}/instances/{instance.sop_uid}"
 
 
@@ -103,13 +102,14 @@ def _list(syntaxes: Iterable[str]) -> str:
     return ", ".join(sorted(syntaxes))
 
 
-def _stored(instance: Instance) -> str:
+def syntax_of(instance: Instance) -> str:
+    """The transfer syntax it is stored in."""
     return instance.transfer_syntax or EXPLICIT_LITTLE
 
 
 def _syntax(instance: Instance, wanted: str | None) -> str | None:
     """The transfer syntax to send the instance in, if the one wanted can be had."""
-    stored = _stored(instance)
+    stored = syntax_of(instance)
     if wanted in {"*", stored} or (wanted is None and stored in LOSSY):
         return stored
     named = wanted or EXPLICIT_LITTLE
@@ -119,7 +119,7 @@ def _syntax(instance: Instance, wanted: str | None) -> str | None:
 
 
 def _dicom_piece(way: Way, instance: Instance, syntax: str, location: str) -> Piece:
-    media_type, stored = f"{DICOM}; transfer-syntax={syntax}", _stored(instance)
+    media_type, stored = f"{DICOM}; transfer-syntax={syntax}", syntax_of(instance)
     if syntax == stored:
         return Piece(media_type, f"/instances/{instance.orthanc_id}/file", location)
     if stored in READ:
@@ -132,7 +132,7 @@ async def frames(way: Way, request: Request, instance: Instance, target: Target)
     """Frames as stored, or as plain samples or in another compression when the caller does not take what is stored."""
     for number in target.frames:
         rendering.must_have(instance, number)
-    form, syntax = _frame_form(accept.wanted(request), _stored(instance), is_single=len(target.frames) == 1)
+    form, syntax = _frame_form(accept.wanted(request), syntax_of(instance), is_single=len(target.frames) == 1)
     shown = EXPLICIT_LITTLE if syntax in NATIVE else syntax
     sources = await _frame_sources(way, instance, target.frames, syntax)
     locations = [f"{way.base}{target.path()}/frames/{number}" for number in target.frames]
@@ -148,10 +148,11 @@ async def frames(way: Way, request: Request, instance: Instance, target: Target)
             Piece(piece.media_type, _made_samples(way, instance, number), piece.location)
             for piece, number in zip(pieces, target.frames, strict=True)
         ]
-        return await _sent(way, form, made)
+        return await sent(way, form, made)
 
 
-async def _sent(way: Way, form: Form, pieces: Sequence[Piece]) -> Response:
+async def sent(way: Way, form: Form, pieces: Sequence[Piece]) -> Response:
+    """The pieces in this form."""
     try:
         return await _relayed(way, form, pieces)
     except BadRequest as error:
@@ -205,7 +206,7 @@ def _packed_offers(stored: str, wanted: str | None) -> Iterator[tuple[str, str]]
 async def _frame_sources(
     way: Way, instance: Instance, numbers: Sequence[int], syntax: str
 ) -> Sequence[str | bytes | Made]:
-    stored = _stored(instance)
+    stored = syntax_of(instance)
     if syntax == stored:
         return [f"/instances/{instance.orthanc_id}/frames/{number - 1}/raw" for number in numbers]
     if stored not in READ:
@@ -243,7 +244,7 @@ async def bulk_data(way: Way, request: Request, instance: Instance, target: Targ
     forms = [Form(media_type, is_multipart) for is_multipart in (True, False) for media_type in types]
     _, form = accept.select(request, forms)
     location = f"{way.base}{target.path()}/bulkdata/{'/'.join(target.element)}"
-    return await _sent(way, form, [Piece(form.media_type, _content_path(instance, target.element), location)])
+    return await sent(way, form, [Piece(form.media_type, _content_path(instance, target.element), location)])
 
 
 def _content_path(instance: Instance, element: tuple[str, ...]) -> str:
@@ -255,7 +256,7 @@ def _content_path(instance: Instance, element: tuple[str, ...]) -> str:
 
 
 async def _pixel_data(way: Way, request: Request, instance: Instance, target: Target) -> Response:
-    stored = _stored(instance)
+    stored = syntax_of(instance)
     packed = IMAGE_TYPES.get(stored) or VIDEO_TYPES.get(stored)
     is_one = stored in VIDEO_TYPES or not packed or instance.frames == 1
     types = [packed, OCTETS] if packed else [OCTETS]
@@ -266,11 +267,11 @@ async def _pixel_data(way: Way, request: Request, instance: Instance, target: Ta
     location = f"{way.base}{target.path()}/bulkdata/{PIXEL_DATA}"
     sources = _pixel_sources(way, instance)
     syntax = f"; transfer-syntax={stored}" if packed else ""
-    return await _sent(way, form, [Piece(f"{form.media_type}{syntax}", source, location) for source in sources])
+    return await sent(way, form, [Piece(f"{form.media_type}{syntax}", source, location) for source in sources])
 
 
 def _pixel_sources(way: Way, instance: Instance) -> Sequence[str | Made]:
-    stored = _stored(instance)
+    stored = syntax_of(instance)
     if stored in IMAGE_TYPES or stored in VIDEO_TYPES:
         # A video is one stream, and the archive calls it one frame.
         count = 1 if stored in VIDEO_TYPES else instance.frames
@@ -286,18 +287,18 @@ async def all_pixel_data(way: Way, request: Request, holding: Holding, target: T
     """Every frame of every image, each in the form in which one alone would be sent."""
     ranges = [each for each in accept.wanted(request) if each.takes(Form(each.range.part, is_multipart=True))]
     pieces: list[Piece] = []
-    for instance in _images(holding, target, with_videos=True):
-        address = f"{way.base}{_address(holding, instance)}"
-        if _stored(instance) in VIDEO_TYPES:
+    for instance in images_of(holding, target, with_videos=True):
+        address = f"{way.base}{address_of(holding, instance)}"
+        if syntax_of(instance) in VIDEO_TYPES:
             pieces.extend(_video(instance, ranges, f"{address}/bulkdata/{PIXEL_DATA}"))
             continue
-        form, syntax = _frame_form(ranges, _stored(instance), is_single=False)
-        if syntax not in {_stored(instance), EXPLICIT_LITTLE}:
+        form, syntax = _frame_form(ranges, syntax_of(instance), is_single=False)
+        if syntax not in {syntax_of(instance), EXPLICIT_LITTLE}:
             raise NotAcceptable(f"pixel data is sent as {Form(OCTETS, True)}, or as stored with transfer-syntax=*")
         media_type = f"{form.media_type}; transfer-syntax={EXPLICIT_LITTLE if syntax in NATIVE else syntax}"
         for number in range(1, instance.frames + 1):
             raw = f"/instances/{instance.orthanc_id}/frames/{number - 1}/raw"
-            is_raw = syntax == _stored(instance) and not instance.sop_class.startswith(BEYOND_RAW)
+            is_raw = syntax == syntax_of(instance) and not instance.sop_class.startswith(BEYOND_RAW)
             source = raw if is_raw else _made_samples(way, instance, number)
             pieces.append(Piece(media_type, source, f"{address}/frames/{number}"))
     if not pieces:
@@ -309,7 +310,7 @@ async def all_pixel_data(way: Way, request: Request, holding: Holding, target: T
 
 
 def _video(instance: Instance, ranges: Sequence[Wanted], location: str) -> list[Piece]:
-    stored = _stored(instance)
+    stored = syntax_of(instance)
     for wanted in ranges:
         for media_type in (VIDEO_TYPES[stored], OCTETS):
             if wanted.takes(Form(media_type, is_multipart=True)) and wanted.transfer_syntax in {None, "*", stored}:
@@ -324,7 +325,7 @@ async def all_bulk_data(way: Way, request: Request, holding: Holding, target: Ta
     contents = await run_in_threadpool(metadata.read, way.orthanc, holding, target, way.base)
     pieces = [
         piece
-        for content, instance in zip(contents, _instances(holding, target), strict=True)
+        for content, instance in zip(contents, instances_of(holding, target), strict=True)
         for location in metadata.referred(content)
         for piece in _bulk_pieces(way, instance, location)
     ]
@@ -341,82 +342,16 @@ def _bulk_pieces(way: Way, instance: Instance, location: str) -> Iterator[Piece]
     yield from (Piece(OCTETS, source, location) for source in sources)
 
 
-class Renderer:
-    """Makes pictures, few at a time: each may take a hundred megabytes for a moment."""
-
-    def __init__(self, at_once: int = 2) -> None:
-        """One for each process."""
-        self._limiter = CapacityLimiter(at_once)
-
-    async def __call__(self, way: Way, instance: Instance, number: int, asked: Asked, media_type: str) -> bytes:
-        """The picture of one frame, counted from 1."""
-        async with self._limiter:
-            frame = await pixels.frame(way, instance, number)
-            return await to_thread.run_sync(picture.draw, frame, asked, media_type)
-
-
-async def rendered(way: Way, renderer: Renderer, request: Request, holding: Holding, target: Target) -> Response:
-    """What a browser shows: of a frame, an instance, the middle of a series, or in many parts of all of them."""
-    asked = rendering.parse(request.url.query, thumbnail=target.resource == "thumbnail")
-    instance = rendering.representative(holding, target)
-    if other := _other_forms(way, instance):
-        if target.frames or target.resource == "thumbnail":
-            raise NotFound("the object has no frames")
-        form = accept.select(request, list(other))[1]
-        response = await _sent(way, form, [Piece(form.media_type, other[form])])
-        if form.media_type.startswith("text/"):
-            # It comes from our own origin, and says what whoever made the object wrote.
-            response.headers["Content-Security-Policy"] = "sandbox; default-src 'none'; style-src 'unsafe-inline'"
-        return response
-    number = target.frames[0] if target.frames else 1
-    rendering.must_have(instance, number)
-    _, form = accept.select(request, [Form(each, is_multipart) for is_multipart in (False, True) for each in IMAGES])
-    chosen = [(instance, number)]
-    if form.is_multipart and not target.frames and target.resource == "rendered":
-        chosen = [(each, number) for each in _images(holding, target) for number in range(1, each.frames + 1)]
-    pieces = [
-        Piece(
-            form.media_type,
-            Made(
-                each.orthanc_id,
-                f"picture {number} {form.media_type} {asked.name}",
-                partial(renderer, way, each, number, asked, form.media_type),
-            ),
-            f"{way.base}{_address(holding, each)}/frames/{number}/rendered",
-        )
-        for each, number in chosen
-    ]
-    return await _sent(way, form, pieces)
-
-
-def _other_forms(way: Way, instance: Instance) -> Mapping[Form, str | Made]:
-    """How an object that is no image is shown, where it can be."""
-    root, stored = f"/instances/{instance.orthanc_id}", _stored(instance)
-    if stored in VIDEO_TYPES:
-        return {Form(VIDEO_TYPES[stored]): f"{root}/frames/0/raw"}
-    if instance.sop_class == PDF:
-        return {Form("application/pdf"): f"{root}/pdf"}
-    if instance.sop_class == CDA:
-        return {Form("text/xml"): f"{root}/content/0042-0011"}
-    if instance.sop_class.startswith(REPORTS):
-        forms = (Form("text/html"), Form("text/plain"))
-        return {form: Made(instance.orthanc_id, form.media_type, partial(_text, way, instance, form)) for form in forms}
-    return {}
-
-
-async def _text(way: Way, instance: Instance, form: Form) -> bytes:
-    header = await pixels.header(way, instance)
-    return await run_in_threadpool(document.render, header, form.media_type)
-
-
-def _instances(holding: Holding, target: Target) -> list[Instance]:
+def instances_of(holding: Holding, target: Target) -> list[Instance]:
+    """The instance that is named, or all of the series or the study."""
     one = holding.instance(target.series, target.instance)
     return [one] if one else holding.instances(target.series)
 
 
-def _images(holding: Holding, target: Target, *, with_videos: bool = False) -> list[Instance]:
+def images_of(holding: Holding, target: Target, *, with_videos: bool = False) -> list[Instance]:
+    """Those of them that have frames."""
     return [
         each
-        for each in _instances(holding, target)
-        if rendering.has_frames(each) and (with_videos or _stored(each) not in VIDEO_TYPES)
+        for each in instances_of(holding, target)
+        if rendering.has_frames(each) and (with_videos or syntax_of(each) not in VIDEO_TYPES)
     ]
