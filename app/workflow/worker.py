@@ -131,7 +131,7 @@ class Rebuilder:
         """Claim what is due and hand it to the threads; how many portions are under way."""
         self._running = {one for one in self._running if not one.done()}
         free = THREADS - len(self._running)
-        if free >= THREADS // 2 and self._is_due():
+        if free and self._is_due():
             some = self.at.store.transact(lambda tx: sync.claim_some(tx, self.owner, free * PORTION))
             # What is to be looked at first is the first of its portion.
             self._running |= {
