@@ -34,7 +34,7 @@ import sync as bench_sync
 
 from app.dicom import prepared
 from app.dicom.cache import Cache
-from app.dicom.holdings import Holdings
+from app.dicom.holdings import TICK_SECONDS, Holdings
 from app.dicom.orthanc import Orthanc as Archive
 from app.store.studies import HeldStudy
 from tests.orthanc import phantoms
@@ -205,6 +205,9 @@ def metadata(bench: Bench) -> None:
     bench_sync.until(lambda: _prepared(bench, "1.2.826.5.2"), "the metadata to be prepared")
     with bench.gateway.client() as ours, bench.direct.client() as theirs:
         first = timed(ours)
+        # A series that changed a moment ago is looked at twice; those of yesterday are not.
+        time.sleep(TICK_SECONDS + 0.5)
+        timed(ours)
         warm, direct = [], []
         for _ in range(max(3, ROUNDS)):
             direct.append(timed(theirs))

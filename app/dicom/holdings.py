@@ -10,7 +10,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 
 from app.dicom.orthanc import Json, Orthanc
@@ -145,19 +145,26 @@ class Holdings:
         with self._lock:
             before = self._kept.get(study.orthanc_id)
         began = time.monotonic()
-        content = self._orthanc.study(study.orthanc_id)
-        tags = content["PatientMainDicomTags"] | content["MainDicomTags"]
-        if tags.get("StudyInstanceUID") != study.study_uid:
-            raise NotFound("the archive holds another study there")
-        series = self._series(self._orthanc.series_of(study.orthanc_id), before)
-        versions = {one.orthanc_id: one.version for each in series.values() for one in each.instances.values()}
-        holding = Holding(study.orthanc_id, study.study_uid, tags, series, began, versions)
+        contents = self._orthanc.series_of(study.orthanc_id)
+        if before is not None and before.study_uid == study.study_uid and _is_unchanged(contents, before):
+            holding = replace(before, read_at=began)
+        else:
+            holding = self._made(study, contents, before, began)
         with self._lock:
             self._kept[study.orthanc_id] = holding
             self._kept.move_to_end(study.orthanc_id)
             while len(self._kept) > STUDIES:
                 self._kept.popitem(last=False)
         return holding
+
+    def _made(self, study: HeldStudy, contents: list[Json], before: Holding | None, began: float) -> Holding:
+        content = self._orthanc.study(study.orthanc_id)
+        tags = content["PatientMainDicomTags"] | content["MainDicomTags"]
+        if tags.get("StudyInstanceUID") != study.study_uid:
+            raise NotFound("the archive holds another study there")
+        series = self._series(contents, before)
+        versions = {one.orthanc_id: one.version for each in series.values() for one in each.instances.values()}
+        return Holding(study.orthanc_id, study.study_uid, tags, series, began, versions)
 
     def forget(self, study: HeldStudy) -> None:
         """The study was changed by us."""
@@ -178,6 +185,11 @@ class Holdings:
             read[content["ID"]] = _one(content, by_series.get(content["ID"], []), seen_at, at)
         all_series = [read.get(content["ID"]) or known[content["ID"]] for content in contents]
         return {series.uid: series for series in sorted(all_series, key=_series_order)}
+
+
+def _is_unchanged(contents: list[Json], before: Holding) -> bool:
+    known = {series.orthanc_id: series for series in before.series.values()}
+    return len(contents) == len(known) and all(_same(content, known.get(content["ID"])) for content in contents)
 
 
 def _same(content: Json, known: Series | None) -> bool:

@@ -23,6 +23,8 @@ Level = Literal["Patient", "Study", "Series", "Instance"]
 CONNECTIONS = 6
 """Orthanc has ten HTTP threads, and each idle connection keeps one busy."""
 PAGE = 1000
+PAGES = frozenset({b"", b"<", b"{"})
+"""How nothing, HTML and JSON begin: an image that happens to begin so is fetched when it is asked for."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,8 +136,11 @@ class Orthanc:
         return self._send("POST", f"/instances/{instance_id}/modify", body=orjson.dumps(body))
 
     def frame(self, instance_id: str, number: int) -> bytes:
-        """One frame as it is stored, counted from 0."""
-        return self._send("GET", f"/instances/{instance_id}/frames/{number}/raw")
+        """One frame as it is stored, counted from 0. One that may be a proxy's page instead is refused."""
+        content = self._send("GET", f"/instances/{instance_id}/frames/{number}/raw")
+        if content[:1] in PAGES:
+            raise ArchiveUnavailable("the archive answered something that may be no image")
+        return content
 
     def file(self, instance_id: str) -> bytes:
         """The DICOM file as the archive holds it."""
