@@ -1,7 +1,7 @@
 // For a site's own OHIF 3.13 whose users log in at Isocenter and see studies by their own rights.
 // Not needed for launches: those open the built-in viewer, which keeps every token on the server.
 //
-// 1. Serve OHIF and Isocenter from one origin (the gateway answers no cross-origin request), e.g. nginx:
+// 1. Serve OHIF and Isocenter from one origin, e.g. by nginx:
 //      location /viewer/   { alias /srv/ohif/; try_files $uri /viewer/index.html; }
 //      location /          { proxy_pass http://127.0.0.1:8080; }
 // 2. Register OHIF:
