@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from math import isfinite
 from typing import Any, cast
 
 from pydicom.datadict import dictionary_VR, tag_for_keyword
@@ -49,16 +50,31 @@ def _split(vr: str, value: Any) -> list[Any]:
 def _value(vr: str, value: Any) -> Any:
     if vr == "SQ":
         return item(value)
-    text = str(value).strip(" \0")
+    text = _encodable(str(value).strip(" \0"))
     if vr == "PN":
         return {name: group for name, group in zip(GROUPS, text.split("="), strict=False) if group}
     if vr in WHOLE and text.lstrip("+-").isdecimal():
-        return int(text)
+        return _whole(text)
     return _decimal(text) if vr in DECIMAL else text
+
+
+def _encodable(text: str) -> str:
+    """An invalid name may hold half of a surrogate pair, which no JSON in UTF-8 can."""
+    return text if text.isascii() else text.encode(errors="replace").decode()
+
+
+def _whole(text: str) -> int | str:
+    try:
+        number = int(text)
+    except ValueError:
+        return text
+    # Beyond this a reader of JSON would take it for another number.
+    return number if abs(number) < 2**53 else text
 
 
 def _decimal(text: str) -> float | str:
     try:
-        return float(text)
+        number = float(text)
     except ValueError:
         return text
+    return number if isfinite(number) else text

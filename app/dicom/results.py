@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from pydicom.datadict import tag_for_keyword
 from pydicom.dataset import Dataset
 
 from app.dicom import archive
@@ -19,6 +20,9 @@ from app.store import studies
 
 HEADERS = 16
 """Of so many results of a page the header of an image is read, where an attribute is asked for that no index has."""
+
+FEW = 4
+"""Of so many images of a series each is asked for by itself."""
 
 # What every result has, with or without a value; and what it has if it is known.
 ALWAYS: Mapping[Level, tuple[str, ...]] = {
@@ -96,17 +100,39 @@ def _complete_studies(shelf: Shelf, query: Query, shown: Sequence[Hit]) -> None:
 
 
 def _complete_images(shelf: Shelf, shown: Sequence[Hit]) -> None:
-    tags = {
-        series_id: shelf.orthanc.series_tags(series_id) for series_id in dict.fromkeys(hit.series_id for hit in shown)
-    }
+    by_series: dict[str, list[Hit]] = {}
     for hit in shown:
-        image = tags[hit.series_id].get(hit.instances[0], {})
-        hit.row |= {keyword: image[keyword] for keyword in IMAGE_FIELDS if keyword in image}
+        by_series.setdefault(hit.series_id, []).append(hit)
+    requests = 0
+    for series_id, hits in by_series.items():
+        requests += len(hits) if len(hits) <= FEW else 1
+        if requests > HEADERS:
+            # They are told "if known", and a page costs no more than this.
+            return
+        for hit, image in zip(hits, _images(shelf, series_id, hits), strict=True):
+            hit.row |= {keyword: value for keyword, value in image.items() if value not in (None, "")}
+
+
+def _images(shelf: Shelf, series_id: str, hits: Sequence[Hit]) -> list[dict[str, Any]]:
+    """What the headers of some images of a series say: of few each is asked for, of more all in one request."""
+    if len(hits) <= FEW:
+        headers = [_header(shelf, hit.instances[0]) for hit in hits]
+    else:
+        tags = _tags(shelf, series_id)
+        headers = [tags.get(hit.instances[0], {}) for hit in hits]
+    return [{keyword: header.get(keyword) for keyword in IMAGE_FIELDS} for header in headers]
+
+
+def _tags(shelf: Shelf, series_id: str) -> Json:
+    try:
+        return shelf.orthanc.series_tags(series_id)
+    except NotFound:
+        return {}
 
 
 def _told_by_header(level: Level, keyword: str) -> bool:
     if keyword in NEVER or any(keyword in KEYS[one] for one in KEYS):
-        return level == "series" and keyword in OF_SERIES
+        return level != "study" and keyword in OF_SERIES and keyword not in NEVER
     return level == "instance" or keyword in (OF_PATIENT_AND_STUDY if level == "study" else OF_SERIES)
 
 
@@ -116,13 +142,16 @@ def _add_header(shelf: Shelf, hit: Hit, lacking: Iterable[str]) -> None:
     else:
         with shelf.store.read() as connection:
             instance_id = studies.any_image(connection, hit.study.orthanc_id, NOT_IMAGES)
-    if instance_id is None:
-        return
+    if instance_id is not None:
+        header = _header(shelf, instance_id)
+        hit.row |= {keyword: header[keyword].to_json_dict(None, 0) for keyword in lacking if _is_shown(header, keyword)}
+
+
+def _header(shelf: Shelf, instance_id: str) -> Dataset:
     try:
-        header = archive.header(shelf.orthanc, instance_id)
+        return archive.header(shelf.orthanc, instance_id)
     except NotFound:
-        return
-    hit.row |= {keyword: header[keyword].to_json_dict(None, 0) for keyword in lacking if _is_shown(header, keyword)}
+        return Dataset()
 
 
 def _is_shown(header: Dataset, keyword: str) -> bool:
@@ -134,7 +163,8 @@ def result(shelf: Shelf, query: Query, target: Target, hit: Hit) -> Json:
     keywords = {one for level in levels for one in ALWAYS[level]} | query.asks_for(hit.row)
     known = {keyword for keyword, value in hit.row.items() if value not in (None, "", [])}
     keywords |= {one for level in levels for one in IF_KNOWN[level] if one in known}
-    told = {keyword: hit.row.get(keyword) for keyword in keywords - NEVER}
+    # The archive may name attributes of its own.
+    told = {one: hit.row.get(one) for one in keywords - NEVER if tag_for_keyword(one) is not None}
     return item({**told, "SpecificCharacterSet": "ISO_IR 192", "RetrieveURL": shelf.base + hit.path})
 
 

@@ -6,6 +6,7 @@ import re
 from typing import Any
 from urllib.parse import quote, quote_plus, urlencode
 
+import orjson
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -269,6 +270,16 @@ def test_a_value_is_found_by_itself(keyword: str, value: str) -> None:
 @pytest.mark.ps318("F.2")
 def test_an_attribute_is_written_as_dicom_json(keyword: str, value: object, result: dict[str, object]) -> None:
     assert element(keyword, value) == result
+
+
+@given(st.sampled_from(KEYWORDS), st.text(max_size=30))
+@example("PatientName", "A^\ud83d")
+@example("InstanceNumber", "9" * 30)
+@example("PatientWeight", "1e999")
+def test_whatever_an_image_says_can_be_written(keyword: str, stored: str) -> None:
+    written = orjson.loads(orjson.dumps(element(keyword, stored)))
+    assert set(written) <= {"vr", "Value"}
+    assert None not in written.get("Value", [])
 
 
 def test_attributes_stand_in_the_order_of_their_tags() -> None:
