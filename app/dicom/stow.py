@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import threading
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
@@ -271,6 +272,14 @@ def read(part: Part) -> tuple[Sent, Meta, Outline]:
 _UIDS = (part10.SOP_CLASS, part10.SOP_UID, part10.STUDY_UID, part10.SERIES_UID)
 
 
+_TURNS: Final = tuple(threading.Lock() for _ in range(64))
+
+
+def _turn(sop_uid: str) -> threading.Lock:
+    """Uploads of one UID come one after another; only those of other processes are left to the archive to order."""
+    return _TURNS[hash(sop_uid) % len(_TURNS)]
+
+
 def _is_uid(text: str) -> bool:
     return len(text) <= 64 and paths.UID.fullmatch(text) is not None
 
@@ -336,14 +345,25 @@ class Batch:
         try:
             thing = Thing(sent, meta, outline, content, held, self._tree(held, sent))
             self._check(thing)
-            if self._is_there(thing):
-                self.outcome.known += 1
-                return None
         except ArchiveUnavailable as error:
-            # It did not get this object: sending it again is all there is to do.
-            self.outcome.away = True
-            raise Refused(OUT_OF_RESOURCES, sent) from error
-        return self._put(thing)
+            raise self._unreached(sent) from error
+        with _turn(sent.sop_uid):
+            return self._take(thing)
+
+    def _take(self, thing: Thing) -> int | None:
+        try:
+            is_there = self._is_there(thing)
+        except ArchiveUnavailable as error:
+            raise self._unreached(thing.sent) from error
+        if not is_there:
+            return self._put(thing)
+        self.outcome.known += 1
+        return None
+
+    def _unreached(self, sent: Sent) -> Refused:
+        """The archive did not get this object: sending it again is all there is to do."""
+        self.outcome.away = True
+        return Refused(OUT_OF_RESOURCES, sent)
 
     def _found(self, sent: Sent) -> HeldStudy:
         try:
@@ -422,9 +442,7 @@ class Batch:
         self.door.holdings.forget(thing.held)
         try:
             stored = self._stored(thing)
-            if stored is None:
-                return None
-            return self._verify(thing, stored)
+            warning = self._verify(thing, stored) if stored else None
         except Refused:
             self._undo(who, before)
             raise
@@ -432,11 +450,24 @@ class Batch:
             # Whether it is stored is not known. The record stays, and sending it again tells.
             self.outcome.away = not self._answers()
             raise Refused(PROCESSING_FAILURE, thing.sent) from error
+        if stored:
+            self._confirm(who)
+        else:
+            self._undo(who, before)
+            self.outcome.known += 1
+        return warning
 
     def _who(self, thing: Thing) -> Stowed:
         access, sent = self.door.access, thing.sent
         digest = _digest("sha256", thing.content)
         return Stowed(sent.sop_uid, sent.study_uid, access.grant_id, access.client_id, access.fhir_user, digest)
+
+    def _confirm(self, who: Stowed) -> None:
+        """Others may have recorded themselves for the same UID meanwhile, and failed: it is this one's."""
+        with self.door.store.read() as connection:
+            recorded = studies.stowed(connection, who.sop_uid)
+        if recorded != who:
+            self.door.store.transact(lambda connection: studies.record_stow(connection, who))
 
     def _undo(self, who: Stowed, before: Stowed | None) -> None:
         self.door.store.transact(lambda connection: studies.undo_stow(connection, who, before))

@@ -7,6 +7,8 @@ import hashlib
 import os
 import zlib
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import replace
 from io import BytesIO
 from pathlib import Path
@@ -429,6 +431,29 @@ def test_another_content_under_a_known_uid_is_a_duplicate_and_changes_nothing(ru
 
 
 @pytest.mark.ps318("10.5.1")
+def test_of_uploads_that_race_for_one_uid_one_wins_and_is_who_stored_it(running: Running) -> None:
+    for round_ in range(4):
+        name = f"{U}.9.{round_ + 20}"
+        contents = [part10(sr(instance=name, text=f"by {number}")) for number in range(4)]
+        with ThreadPoolExecutor(4) as pool:
+            answers = list(pool.map(lambda content: send(running, body(content)), contents))
+        (winner,) = [content for content, answer in zip(contents, answers, strict=True) if answer.status_code == 200]
+        assert [failures(answer) for answer in answers if answer.status_code != 200] == [[stow.DUPLICATE]] * 3
+        (orthanc_id,) = running.archive.instances_with_uid(name)
+        assert running.archive.file(orthanc_id) == winner
+        who = recorded(running, name)
+        assert who is not None
+        assert who.sha256 == hashlib.sha256(winner).hexdigest()
+
+
+def test_uploads_of_the_same_at_the_same_time_all_succeed(running: Running) -> None:
+    content = part10(sr())
+    with ThreadPoolExecutor(4) as pool:
+        answers = list(pool.map(lambda _: send(running, body(content)), range(4)))
+    assert [answer.status_code for answer in answers] == [200] * 4
+    assert held(running) == BEFORE | {f"{U}/A": 5}
+
+
 def test_without_a_study_in_the_address_each_object_is_decided(running: Running) -> None:
     own, other = part10(sr()), part10(sr(study=V, series=f"{V}.9", instance=f"{V}.9.1"))
     response = send(running, body(own, other), study=None)
@@ -487,25 +512,54 @@ def test_what_is_larger_than_a_limit_is_refused(
 
 
 @pytest.mark.ps318("10.5.2")
-def test_what_lands_elsewhere_is_removed_again(running: Running) -> None:
-    # The archive's parser could see another patient than ours: as it does when a row names a wrong Orthanc id.
-    with running.store.read() as connection:
-        (row,) = [study for study in studies.with_uid(connection, TWIN) if study.patient_id == "p1"]
-    elsewhere = part10(sr(mrn="B", study=TWIN, series=f"{TWIN}.9", instance=f"{TWIN}.9.7"))
+@contextmanager
+def on_its_way(running: Running, row: studies.HeldStudy, octets: bytes) -> Iterator[tuple[stow.Batch, stow.Thing]]:
+    """An object that was checked and is about to be stored."""
     spool = Spool()
-    asyncio.run(spool.write(elsewhere))
+    asyncio.run(spool.write(octets))
     asyncio.run(spool.flush())
-    content = Content(spool, 0, len(elsewhere))
+    content = Content(spool, 0, len(octets))
     sent, meta, outline = stow.read(Part(MediaType("application/dicom"), content))
     thing = stow.Thing(sent, meta, outline, content, row, running.gateway.holdings.read(row))
     door = stow.Door(running.store, running.archive, running.gateway.holdings, GRANTS["writer"])
-    with pytest.raises(stow.Refused) as refused:
-        stow.Batch(door, row, lambda _: row)._put(thing)
+    yield stow.Batch(door, row, lambda _: row), thing
     spool.close()
+
+
+def known(running: Running, study_uid: str) -> studies.HeldStudy:
+    with running.store.read() as connection:
+        return next(row for row in studies.with_uid(connection, study_uid) if row.patient_id == "p1")
+
+
+def recorded(running: Running, name: str) -> studies.Stowed | None:
+    with running.store.read() as connection:
+        return studies.stowed(connection, name)
+
+
+def test_what_lands_elsewhere_is_removed_again(running: Running) -> None:
+    # The archive's parser could see another patient than ours: as it does when a row names a wrong Orthanc id.
+    elsewhere = part10(sr(mrn="B", study=TWIN, series=f"{TWIN}.9", instance=f"{TWIN}.9.7"))
+    way = on_its_way(running, known(running, TWIN), elsewhere)
+    with way as (batch, thing), pytest.raises(stow.Refused) as refused:
+        batch._put(thing)
     assert refused.value.reason == stow.PROCESSING_FAILURE
     assert held(running) == BEFORE
-    with running.store.read() as connection:
-        assert studies.stowed(connection, f"{TWIN}.9.7") is None
+    assert recorded(running, f"{TWIN}.9.7") is None
+
+
+def test_another_process_may_be_quicker_with_the_same_or_with_something_else(running: Running) -> None:
+    quicker, name = part10(sr(instance=f"{U}.9.8")), f"{U}.9.8"
+    first = studies.Stowed(name, U, "other", "app", None, hashlib.sha256(quicker).hexdigest())
+    running.store.transact(lambda connection: studies.record_stow(connection, first))
+    running.archive.store(quicker)
+    with on_its_way(running, known(running, U), quicker) as (batch, thing):
+        assert batch._put(thing) is None
+        assert batch.outcome.known == 1
+    way = on_its_way(running, known(running, U), part10(sr(instance=name, text="else")))
+    with way as (batch, thing), pytest.raises(stow.Refused) as refused:
+        batch._put(thing)
+    assert refused.value.reason == stow.DUPLICATE
+    assert recorded(running, name) == first
 
 
 @settings(
