@@ -44,13 +44,15 @@ def requests(sources: Iterable[Path]) -> list[tuple[str, str, str]]:
 
 
 def _problem(method: str, path: str, status: int) -> str | None:
-    if method == "OPTIONS" and status in {200, 204}:
-        # A browser asks so without a credential, and is told nothing but methods.
-        return None
     try:
-        paths.parse(method, path.encode())
+        allowed = paths.allowed(path.encode())
     except IsocenterError as error:
         return None if status == error.status else f"is not in the table and answers {status}, not {error.status}"
+    if method not in allowed:
+        return None if status == 405 else f"is not offered and answers {status}, not 405"
+    if method == "OPTIONS" or paths.is_root(path.encode()):
+        # What the service offers is told to everybody: it is the same for all, and about nobody.
+        return None if status in {200, 204} else f"describes the service and answers {status}"
     return None if status == 401 else f"answers {status} without a credential"
 
 

@@ -99,7 +99,7 @@ def test_w03_a_study_outside_the_grant_gives_no_dicom(served: Served, kind: str,
     assert place.word.encode() not in answer.body
 
 
-@pytest.mark.ps318("8.7.3.5", "10.4.1.1.6")
+@pytest.mark.ps318("8.7.3.5.2", "10.4.1.1.6", "8.7.3.2")
 @pytest.mark.parametrize(
     ("path", "accept", "kind"),
     [
