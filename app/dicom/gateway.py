@@ -98,7 +98,7 @@ class Gateway:
         self.rules = parts.rules
         self.gate = Gate()
         self.orthanc = Orthanc(parts.url, parts.username, parts.password, connections=4)
-        self.upstream = Upstream(parts.url, parts.username, parts.password)
+        self.upstream = Upstream(parts.url, parts.username, parts.password, parts.rules.folder)
         self.holdings = Holdings(self.orthanc)
         self.crowd = Crowd(parts.at_once)
         self.flights = Flights(parts.cache)

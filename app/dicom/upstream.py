@@ -125,6 +125,8 @@ class Pump:
 
     async def _take(self, chunk: bytes) -> None:
         if self._file is None and self._waiting >= AHEAD and not await self._has_room():
+            if self._folder is not None:
+                self._folder.mkdir(mode=0o700, parents=True, exist_ok=True)
             self._file = TemporaryFile(dir=self._folder)  # noqa: SIM115 - closed with the pump
         if self._file is None:
             self._ready.append(chunk)
