@@ -30,7 +30,7 @@ from app.fhir.registry import offer
 from app.fhir.resources import STUDY_UID
 from app.store import candidates
 from app.store import resources as rows
-from app.store.query import Clause, Condition, Date, Link, Query, Text, Token
+from app.store.query import Clause, Condition, Date, Ids, Link, Query, Text, Token
 from app.store.studies import HeldStudy
 
 STUDY, PATIENT = "ImagingStudy", "Patient"
@@ -38,7 +38,7 @@ HOUR = 3_600_000
 FAR = 15 * HOUR
 """A local time is at most so far from the same time in UTC."""
 MANY = 64
-"""A list of more values is matched without the index, but for the UIDs of studies."""
+"""A longer list would be a statement that no database plans: it is matched without the index, or by ids."""
 HELD = Clause((Token("status", None, "available"),))
 """Of the others the archive holds nothing."""
 EXACT = frozenset({"StudyInstanceUID"})
@@ -60,13 +60,16 @@ def narrow(connection: Connection, access: Access, query: qido.Query) -> Narrowe
     # How long it takes to look through all values there are may tell of others' studies.
     free = None if granted.is_bounded(access, Action("s", STUDY)) else connection
     own = (HELD, *_clauses(OF_STUDY, by_keyword, free), *_started(by_keyword))
+    if access.studies is not None and len(access.studies) > MANY:
+        own = (*own, Clause((Ids(candidates.ids(connection, access.studies)),)))
+        access = replace(access, studies=None)
     confined = granted.confine(Query(STUDY, own, natural=kind.sort), kind, access)
     # Whose study it is belongs to the study: no right to read Patients is needed to be told so.
     whose = _clauses(OF_PATIENT, by_keyword, free)
     if whose:
         people = Query(PATIENT, whose, natural=offer(PATIENT).sort)
         confined = replace(confined, clauses=(*confined.clauses, Clause((Link("patient", people),))))
-    return Narrowed(confined, exact=all(one.path[0] in EXACT for one in query.wanted))
+    return Narrowed(confined, exact=all(one.path[0] in EXACT and len(one.values) <= MANY for one in query.wanted))
 
 
 Alternatives = Callable[[Wanted, Connection | None], Iterable[Condition] | None]
@@ -90,11 +93,17 @@ def _token(
             plain = candidates.values(
                 free, resource_type, param, lambda value: any(wildcard(one, value) for one in patterns), limit=MANY
             )
-        elif not plain or (len(plain) > MANY and wanted.keyword not in EXACT):
+        elif not plain or len(plain) > MANY:
             plain = None
         return None if plain is None else [Token(param, system, value) for value in plain]
 
     return conditions
+
+
+def _study(wanted: Wanted, free: Connection | None) -> Iterable[Condition] | None:
+    if free is not None and len(wanted.values) > MANY:
+        return [Ids(candidates.ids(free, wanted.values))]
+    return _token(STUDY, "identifier", values.oid, STUDY_UID)(wanted, free)
 
 
 def _beginning(param: str) -> Alternatives:
@@ -147,7 +156,7 @@ def _gender(sex: str) -> str:
 
 
 OF_STUDY: Mapping[str, Alternatives] = {
-    "StudyInstanceUID": _token(STUDY, "identifier", values.oid, STUDY_UID),
+    "StudyInstanceUID": _study,
     "AccessionNumber": _token(STUDY, "accession"),
     "StudyID": _token(STUDY, "identifier"),
     "StudyDescription": _beginning("description"),

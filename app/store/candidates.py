@@ -4,7 +4,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import orjson
 from sqlalchemy.engine import Connection
@@ -47,11 +47,24 @@ def page(
     return [held[row[-1]] for row in rows if row[-1] in held], tuple(rows[-1][:-1]) if len(rows) == limit else None
 
 
+def ids(connection: Connection, study_uids: Iterable[str]) -> frozenset[str]:
+    """The ids of the ImagingStudies that tell of these studies of the archive."""
+    sql = f"SELECT imaging_study_id FROM study WHERE study_uid {_among(connection)} AND missing_since IS NULL"
+    return frozenset(row[0] for row in run(connection, sql, (_listed(connection, sorted(study_uids)),)))
+
+
+def _among(connection: Connection) -> str:
+    return "IN (SELECT value FROM json_each(?))" if is_sqlite(connection) else "= ANY(?)"
+
+
+def _listed(connection: Connection, texts: list[str]) -> object:
+    return orjson.dumps(texts).decode() if is_sqlite(connection) else texts
+
+
 def _held(connection: Connection, imaging_study_ids: list[str]) -> dict[str, HeldStudy]:
     """Asked apart: compared with another table's text, which sorts otherwise, PostgreSQL would use no index."""
     names = ", ".join(column.name for column in COLUMNS)
-    several = "IN (SELECT value FROM json_each(?))" if is_sqlite(connection) else "= ANY(?)"
-    sql = f"""SELECT {names} FROM study WHERE imaging_study_id {several} AND missing_since IS NULL
+    sql = f"""SELECT {names} FROM study WHERE imaging_study_id {_among(connection)} AND missing_since IS NULL
         ORDER BY orthanc_id DESC"""
-    listed = orjson.dumps(imaging_study_ids).decode() if is_sqlite(connection) else imaging_study_ids
-    return {one.imaging_study_id: one for one in (HeldStudy(*row) for row in run(connection, sql, (listed,)))}
+    found = run(connection, sql, (_listed(connection, imaging_study_ids),))
+    return {one.imaging_study_id: one for one in (HeldStudy(*row) for row in found)}
