@@ -32,6 +32,7 @@ from app.store import studies
 from app.store.database import Store
 from app.store.studies import HeldStudy
 from app.viewer.registration import CLIENT_ID
+from tests.orthanc import gateway
 from tests.orthanc.conftest import Orthanc as Archive
 from tests.orthanc.conftest import orthanc
 from tests.processes import wait_until
@@ -51,15 +52,22 @@ class House:
     store: Store
     settings: Settings
 
+    def held(self, study_uid: str) -> HeldStudy:
+        """The study as it is published."""
+        with self.store.read() as connection:
+            (found,) = studies.with_uid(connection, study_uid)
+        return found
+
     def open(self, study_uid: str = ADAM, *, kind: Any = "launch", user_name: str = "Rita Radiologist") -> str:
         """The address of a launch, made as a trusted EHR makes it."""
+        held = self.held(study_uid)
         context = LaunchContext(
             client_id=CLIENT_ID,
             user_id="ehr:7",
             fhir_user="Practitioner/7",
             user_name=user_name,
-            patient_id=f"p{study_uid[-1]}",
-            imaging_study_id=f"i{study_uid[-1]}",
+            patient_id=held.patient_id,
+            imaging_study_id=held.imaging_study_id,
             study_uid=study_uid,
             order_id=f"o{study_uid[-1]}",
             made_by="ehr",
@@ -84,6 +92,7 @@ def house(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterato
     with Orthanc(orthanc.url, orthanc.username, orthanc.password) as archive:
         for study_uid in PATIENTS:
             _acquire(archive, store, study_uid)
+        gateway.publish(archive, store)
     server = uvicorn.Server(uvicorn.Config(create_app(settings), log_level="warning"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]}, daemon=True)
     thread.start()
@@ -108,7 +117,7 @@ def _settings(orthanc: Archive, port: int, folder: Path) -> Settings:
 
 
 def _acquire(archive: Orthanc, store: Store, study_uid: str) -> None:
-    """A small CT of the phantom in the archive, and whose it is in the store."""
+    """A small CT of the phantom in the archive, and its patient in the store."""
     common = Dataset()
     common.SpecificCharacterSet = "ISO_IR 192"
     common.StudyInstanceUID, common.StudyID, common.AccessionNumber = study_uid, "1", f"A{study_uid[-1]}"
@@ -117,13 +126,14 @@ def _acquire(archive: Orthanc, store: Store, study_uid: str) -> None:
     common.StudyDate, common.StudyTime, common.Modality = "20260301", "101500", "CT"
     common.StudyDescription, common.SeriesDescription, common.SeriesNumber = "CT of a phantom", "axial", 1
     series = phantom.Series(common, f"{study_uid}.1", datetime(2026, 3, 1, 10, 15), seed=study_uid)  # type: ignore[arg-type] # noqa: DTZ001
-    orthanc_id = ""
     for image in phantom.images("CT", phantom.Phantom(slices=6), series):
         content = BytesIO()
         image.save_as(content, enforce_file_format=True)
-        orthanc_id = archive.store(content.getvalue()).study_orthanc_id
-    held = HeldStudy(orthanc_id, study_uid, f"i{study_uid[-1]}", f"p{study_uid[-1]}")
-    store.transact(lambda connection: studies.put(connection, held, digest="d"))
+        archive.store(content.getvalue())
+    family, _, given = PATIENTS[study_uid].partition("^")
+    identifier = {"system": "urn:isocenter:mrn", "value": f"MRN{study_uid[-1]}"}
+    name = {"family": family, "given": [given]}
+    gateway.register(store, f"p{study_uid[-1]}", identifier=[identifier], name=[name])
 
 
 @dataclass(slots=True)
