@@ -563,7 +563,7 @@ def test_another_process_may_be_quicker_with_the_same_or_with_something_else(run
 
 
 @settings(
-    max_examples=int(os.environ.get("ISOCENTER_STOW_FUZZ", "25")),
+    max_examples=int(os.environ.get("ISOCENTER_STOW_FUZZ", "15")),
     deadline=None,
     derandomize="ISOCENTER_STOW_FUZZ" not in os.environ,
     suppress_health_check=[HealthCheck.function_scoped_fixture],

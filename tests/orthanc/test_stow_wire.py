@@ -150,9 +150,10 @@ def is_closed(connection: socket.socket) -> bool:
 
 @contextmanager
 def started(archive: Archive, filled: Store, folder: Path, **told: Any) -> Iterator[Desk]:
+    folder.mkdir(exist_ok=True)
     port, spool = free_port(), folder / "spool"
     rules = told.pop("rules", {}) | {"folder": str(spool)}
-    where = {"database": f"sqlite:///{folder / 'store.sqlite'}", "port": port, "told": str(folder / "told")}
+    where = {"database": str(filled.url), "port": port, "told": str(folder / "told")}
     credential = [archive.url, archive.username, archive.password]
     arguments = json.dumps(where | {"orthanc": credential, "rules": rules} | told)
     (folder / "told").write_bytes(b"")
@@ -385,64 +386,65 @@ def test_a_client_that_leaves_before_the_answer_has_stored_all_the_same(desk: De
     assert sorted(one["detail"].get("known", 0) for one in desk.details()) == [0, 1]
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def laid(orthanc: Archive) -> Iterator[Wires]:
     with wires(orthanc.url) as laid:
         yield laid
 
 
-def another(orthanc: Archive, laid: Wires) -> Archive:
-    return Archive(laid.url, orthanc.dicom_host, 0, "", orthanc.username, orthanc.password)
+@pytest.fixture(scope="module")
+def narrow(orthanc: Archive, filled: Store, laid: Wires, folder: Path) -> Iterator[Desk]:
+    """Another one that takes one upload of a grant at a time, cannot write large files, and whose archive is shaky."""
+    shaky = Archive(laid.url, orthanc.dicom_host, 0, "", orthanc.username, orthanc.password)
+    bounds = {"gate": {"together": 2, "each": 1}, "largest_file": 8 << 20}
+    with started(shaky, filled, folder / "narrow", **bounds) as desk:
+        yield desk
 
 
-def test_uploads_at_the_same_time_are_bounded(
-    orthanc: Archive, filled: Store, laid: Wires, folder: Path, desk: Desk
-) -> None:
-    with started(another(orthanc, laid), filled, folder, gate={"together": 2, "each": 1}) as small:
-        body = wrapped(document())
-        with small.open() as first:
-            first.sendall(small.head(f"Content-Length: {len(body)}") + body[:100])
-            wait_until(small.files, "the first upload to begin")
-            reply = small.send(body)
-            assert (reply.status, reply.headers["retry-after"]) == (503, "5")
-            assert small.send(body, grant="one-study").status == 403
-            first.sendall(body[100:])
-            assert read(first).status == 200
-        assert small.send(body).status == 200
+def test_uploads_at_the_same_time_are_bounded(narrow: Desk, desk: Desk) -> None:
+    body = wrapped(document())
+    with narrow.open() as first:
+        first.sendall(narrow.head(f"Content-Length: {len(body)}") + body[:100])
+        wait_until(narrow.files, "the first upload to begin")
+        reply = narrow.send(body)
+        assert (reply.status, reply.headers["retry-after"]) == (503, "5")
+        assert narrow.send(body, grant="one-study").status == 403
+        first.sendall(body[100:])
+        assert read(first).status == 200
+    assert narrow.send(body).status == 200
+
+
+def test_a_full_disk_is_told_and_nothing_is_stored(narrow: Desk, desk: Desk) -> None:
+    before = desk.held()
+    first, last = large_document(12 << 20)
+    reply = narrow.send(wrapped(document(f"{U}.9.2"), first + bytes(12 << 20) + last))
+    assert (reply.status, reply.headers["retry-after"]) == (503, "60")
+    assert narrow.files() == []
+    assert desk.held() == before
+    assert narrow.send(wrapped(document())).status == 200
 
 
 def test_a_process_killed_while_it_stores_leaves_nothing_half_done(
-    orthanc: Archive, filled: Store, laid: Wires, folder: Path, desk: Desk
+    narrow: Desk, laid: Wires, filled: Store, desk: Desk
 ) -> None:
     before, body = desk.held(), wrapped(document(), document(f"{U}.9.2"))
-    with started(another(orthanc, laid), filled, folder) as killed:
-        laid.only("POST /instances", "hang", after=1)
-        with killed.open() as connection:
-            connection.sendall(killed.head(f"Content-Length: {len(body)}") + body)
-            wait_until(lambda: sum(one == "POST /instances" for one in laid.asked) == 2, "the second to be on its way")
-            assert killed.files()
-            os.killpg(killed.process.pid, signal.SIGKILL)
-            killed.process.wait(10)
-            assert is_closed(connection)
-        assert list(killed.spool.glob("*")) == []
-        # The first is there and known; of the second only who tried.
-        assert len(desk.held() - before) == 1
-        with filled.read() as reading:
-            assert studies.stowed(reading, NAME) is not None
-        laid.mend()
-        with up(killed):
-            reply = killed.send(body)
-            assert reply.status == 200
-            assert len(reply.json["00081199"]["Value"]) == 2
+    laid.mend()
+    laid.only("POST /instances", "hang", after=1)
+    with narrow.open() as connection:
+        connection.sendall(narrow.head(f"Content-Length: {len(body)}") + body)
+        wait_until(lambda: sum(one == "POST /instances" for one in laid.asked) == 2, "the second to be on its way")
+        assert narrow.files()
+        os.killpg(narrow.process.pid, signal.SIGKILL)
+        narrow.process.wait(10)
+        assert is_closed(connection)
+    assert list(narrow.spool.glob("*")) == []
+    # The first is there and known; of the second only who tried.
+    assert len(desk.held() - before) == 1
+    with filled.read() as reading:
+        assert studies.stowed(reading, NAME) is not None
+    laid.mend()
+    with up(narrow):
+        reply = narrow.send(body)
+        assert reply.status == 200
+        assert len(reply.json["00081199"]["Value"]) == 2
     assert len(desk.held() - before) == 2
-
-
-def test_a_full_disk_is_told_and_nothing_is_stored(orthanc: Archive, filled: Store, folder: Path, desk: Desk) -> None:
-    before = desk.held()
-    with started(orthanc, filled, folder, largest_file=8 << 20) as narrow:
-        first, last = large_document(12 << 20)
-        reply = narrow.send(wrapped(document(f"{U}.9.2"), first + bytes(12 << 20) + last))
-        assert (reply.status, reply.headers["retry-after"]) == (503, "60")
-        assert narrow.files() == []
-        assert desk.held() == before
-        assert narrow.send(wrapped(document())).status == 200

@@ -17,7 +17,7 @@ from app.errors import BadRequest, TooLarge
 LIMITS = Limits(body=1 << 20, part=1 << 19, parts=50)
 MARK = "mark"
 DICOM, LENGTH = "application/dicom", "it has another length than it tells"
-FUZZ = int(os.environ.get("ISOCENTER_FUZZ", "150"))
+FUZZ = int(os.environ.get("ISOCENTER_FUZZ", "80"))
 
 
 def read(body: bytes, size: int, mark: str = MARK) -> list[bytes]:
