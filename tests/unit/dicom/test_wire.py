@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 
 import pytest
 
@@ -87,6 +88,46 @@ def test_a_request_on_a_connection_that_was_closed_meanwhile_is_sent_again() -> 
         assert archive.send("GET", "/b") == (200, b"{}")
         archive.close()
     assert [head.split(b" ")[1] for head in seen if head] == [b"/a", b"/b", b"/b"]
+
+
+@dataclass(frozen=True, slots=True)
+class Blocks:
+    blocks: tuple[bytes, ...]
+
+    @property
+    def size(self) -> int:
+        return sum(map(len, self.blocks))
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.blocks)
+
+
+def test_a_large_body_is_sent_block_by_block_and_anew_when_it_is_sent_again() -> None:
+    body = Blocks((b"a" * 70_000, b"", b"b" * 30_000))
+    seen: list[bytes] = []
+
+    def serve(connection: socket.socket) -> None:
+        if not seen:
+            request(connection)
+            connection.sendall(GOOD)
+        octets = request(connection)
+        while octets and len(octets.partition(b"\r\n\r\n")[2]) < body.size:
+            octets += connection.recv(65536)
+        seen.append(octets)
+        # The first connection ends without an answer.
+        if len(seen) == 2:
+            connection.sendall(GOOD)
+
+    with server(serve) as url:
+        archive = wire(url)
+        assert archive.send("GET", "/a") == (200, b"{}")
+        assert archive.send("POST", "/instances", body=body, kind="application/dicom") == (200, b"{}")
+        archive.close()
+    assert len(seen) == 2
+    for octets in seen:
+        head, _, sent = octets.partition(b"\r\n\r\n")
+        assert (b"Content-Length: 100000" in head, b"chunked" in head) == (True, False)
+        assert sent == b"".join(body.blocks)
 
 
 @pytest.mark.parametrize(
