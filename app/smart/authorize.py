@@ -12,7 +12,7 @@ from sqlalchemy.engine import Connection
 
 from app.errors import NotFound
 from app.settings import Settings
-from app.smart import clients, launches, opaque, scopes, tokens, users
+from app.smart import clients, launches, opaque, scopes, style, tokens, users
 from app.smart.clients import Client
 from app.smart.facts import limits
 from app.smart.launches import LaunchContext
@@ -228,7 +228,7 @@ def _context(settings: Settings, context: LaunchContext | None, bound: list[str]
         details.append({**place, "identifier": [f"urn:oid:{uid}" for uid in bound]})
     given: dict[str, Any] = {"authorization_details": details}
     if context is not None:
-        given |= {"patient": context.patient_id, "need_patient_banner": True}
+        given |= {"patient": context.patient_id, "need_patient_banner": True, "smart_style_url": style.url(settings)}
         if context.imaging_study_id is not None:
             given["fhirContext"] = [{"reference": f"ImagingStudy/{context.imaging_study_id}"}]
     return given

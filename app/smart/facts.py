@@ -52,6 +52,7 @@ class Facts:
     assertion_algorithms: tuple[str, ...]
     words: Mapping[str, str]
     system_words: Mapping[str, str]
+    style: Mapping[str, str]
     limits: Limits
     roles: Mapping[str, str]
     granular: Mapping[str, tuple[str, ...]]
@@ -67,6 +68,7 @@ def facts() -> Facts:
         **lists,
         words=book["words"],
         system_words=book["system_words"],
+        style=book["style"],
         limits=Limits(**book["limits"]),
         roles=book["roles"],
         granular={name: tuple(parameters) for name, parameters in book["granular"].items()},

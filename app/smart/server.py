@@ -13,8 +13,9 @@ from fastapi.responses import FileResponse, JSONResponse
 from sqlalchemy.engine import Connection
 
 from app.audit import Record
+from app.errors import NotFound
 from app.settings import Settings
-from app.smart import authorize, choosing, clients, keys, managing, pages, users
+from app.smart import authorize, choosing, clients, keys, managing, pages, style, users
 from app.smart.authorize import Asking, Offer, Person, Refused, Untrusted
 from app.smart.desk import (
     Audit,
@@ -62,6 +63,13 @@ def routes(*, store: Store, settings: Settings, audit: Audit, patients: PatientR
     def jwks() -> JSONResponse:
         keys.ensure_key(store, settings)
         return JSONResponse(keys.jwks(store), headers={"Cache-Control": "public, max-age=300", **_any_origin()})
+
+    @router.get("/style/{name}")
+    def styled(name: str) -> Response:
+        if name != style.name():
+            raise NotFound("there is no such style")
+        headers = {"Cache-Control": "public, max-age=31536000, immutable", **_any_origin()}
+        return Response(style.content(), headers=headers, media_type="application/json")
 
     @router.get("/static/smart.css")
     def stylesheet() -> FileResponse:

@@ -57,7 +57,7 @@ def test_discovery_names_what_is_served_and_nothing_unsafe(site: Site) -> None:
     assert {"RS384", "ES384"} == set(body["token_endpoint_auth_signing_alg_values_supported"])
     assert "private_key_jwt" in body["token_endpoint_auth_methods_supported"]
     ends = [value for name, value in body.items() if name.endswith(("_endpoint", "_uri"))]
-    assert len(ends) == 5
+    assert len(ends) == 6
     assert all(value.startswith(f"{site.url}/auth/") for value in ends)
     served = {value: httpx.request("GET", value).status_code for value in ends}
     assert set(served.values()) <= {200, 400, 405}
@@ -353,6 +353,16 @@ def test_scopes_are_cut_and_malformed_ones_dropped(site: Site) -> None:
     wish = "launch patient/ImagingStudy.read patient/Observation.dus patient/Patient.cruds system/*.rs patient/Nope.?x"
     body = site.tokens(scope=wish)
     assert body["scope"].split() == ["launch", "patient/ImagingStudy.read", "patient/Patient.rs"]
+
+
+def test_an_app_may_look_like_its_surroundings(site: Site) -> None:
+    """X07"""
+    address = site.tokens()["smart_style_url"]
+    answer = httpx.get(address, headers={"Origin": "https://anywhere.example"})
+    assert (answer.status_code, answer.headers["content-type"]) == (200, "application/json")
+    assert answer.headers["access-control-allow-origin"] == "*"
+    assert "immutable" in answer.headers["cache-control"]
+    assert answer.json()["color_text"].startswith("#")
 
 
 def test_nobody_is_asked_with_prompt_none(site: Site) -> None:
