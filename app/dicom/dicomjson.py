@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import lru_cache
 from math import isfinite
 from typing import Any, cast
 
@@ -19,6 +20,7 @@ SINGLE = frozenset({"LT", "ST", "UT", "UR"})
 """VRs in which a backslash is just a sign."""
 
 
+@lru_cache(maxsize=4096)
 def tag(keyword: str) -> str:
     """The tag as DICOM JSON writes it."""
     number = tag_for_keyword(keyword)
@@ -31,10 +33,15 @@ def element(keyword: str, value: Any) -> Json:
     """One attribute; without a value it has only its VR (PS3.18 F.2.5). What is written already stays as it is."""
     if isinstance(value, dict):
         return cast("Json", value)
-    vr = dictionary_VR(keyword).split(" ", 1)[0]
+    vr = _vr(keyword)
     values = value if isinstance(value, list) else [] if value is None or value == "" else _split(vr, value)
     converted = [_value(vr, one) for one in values]
     return {"vr": vr, "Value": converted} if converted else {"vr": vr}
+
+
+@lru_cache(maxsize=4096)
+def _vr(keyword: str) -> str:
+    return dictionary_VR(keyword).split(" ", 1)[0]
 
 
 def item(attributes: Mapping[str, Any]) -> Json:
