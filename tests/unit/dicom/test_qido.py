@@ -119,6 +119,7 @@ def test_a_number_and_its_issuer_must_be_of_one_identifier() -> None:
     assert matches(row, **{"OtherPatientIDsSequence.PatientID": "8"})
 
 
+@pytest.mark.ps318("8.3.4.5", "8.3.4.6")
 def test_what_has_no_value_and_one_of_several_values_can_be_asked_for() -> None:
     assert matches({"AccessionNumber": ""}, AccessionNumber='""', emptyvaluematching="true")
     assert not matches({"AccessionNumber": "1"}, AccessionNumber='""', emptyvaluematching="true")
