@@ -20,6 +20,16 @@ pytestmark = [pytest.mark.browser, pytest.mark.orthanc, pytest.mark.slow]
 HOSTILE = 'O\'Neil, "Rita" </script><b>Müller'
 STORED = "() => JSON.stringify([{...localStorage}, {...sessionStorage}, document.cookie, location.href])"
 
+# Parts of OHIF that are fetched ahead, those that were run, and how many bytes of scripts came besides.
+AHEAD = """() => {
+    const part = address => /ohif.(\\d+)[.]bundle/.exec(address)?.[1];
+    const ahead = [...document.querySelectorAll('link[rel=preload][as=script]')].map(one => part(one.href));
+    const ran = window.rspackChunk.flatMap(one => one[0]).map(String);
+    const others = performance.getEntriesByType('resource').filter(
+        one => part(one.name) && one.name.endsWith('.js') && !ahead.includes(part(one.name)));
+    return [ahead, ran, others.reduce((sum, one) => sum + one.decodedBodySize, 0)];
+}"""
+
 
 def watch(page: Page) -> tuple[list[str], list[str]]:
     """Every address the page asks for, and every error it meets."""
@@ -49,6 +59,11 @@ def test_a_link_in_an_ehr_opens_the_study(page: Page, house: House, ehr: Ehr, ho
     hosts = {urlsplit(url).hostname for url in asked if urlsplit(url).scheme not in {"data", "blob"}}
     assert hosts <= {"localhost", "127.0.0.1"}
     assert errors == []
+    # What is fetched ahead of its turn is all needed; the rest of what is needed is small.
+    ahead, ran, besides = page.evaluate(AHEAD)
+    assert len(ahead) > 20
+    assert set(ahead) <= set(ran)
+    assert besides < 600_000
     kept = page.evaluate(STORED)
     assert "isocenter_viewer" not in kept
     for word in ("access_token", "refresh_token", "Bearer", "code="):
