@@ -14,7 +14,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from multiprocessing.process import BaseProcess
@@ -147,13 +147,14 @@ class Program:
         self.process.wait()
 
 
-def program(name: str, command: Sequence[str], output: Path) -> Child:
-    """A program in its own session that dies with us."""
+def program(name: str, command: Sequence[str], output: Path, environment: Mapping[str, str]) -> Child:
+    """A program in its own session that dies with us, with our environment and what is added to it."""
 
     def launch() -> Running:
         with output.open("ab") as sink:
             process = subprocess.Popen(  # noqa: S603 - Orthanc, found by its own name
                 command,
+                env={**os.environ, **environment},
                 stdin=subprocess.DEVNULL,
                 stdout=sink,
                 stderr=subprocess.STDOUT,

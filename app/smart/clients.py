@@ -12,7 +12,6 @@ from urllib.parse import urlsplit
 from sqlalchemy.engine import Connection
 
 from app.access import parse_scopes
-from app.egress import check_url
 from app.errors import BadRequest, Conflict, NotFound
 from app.smart import opaque
 from app.store import grants
@@ -213,6 +212,9 @@ def _check_keys(client: Client) -> None:
     elif client.jwks_uri:
         if client.jwks is not None:
             raise BadRequest("an asymmetric client has keys or their address, not both")
+        # Loaded late: only registrations need it.
+        from app.egress import check_url
+
         check_url(client.jwks_uri)
     else:
         check_jwks(client.jwks)
