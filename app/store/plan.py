@@ -926,6 +926,8 @@ def _all_hold(ask: _Ask, frame: _Frame) -> list[Sql]:
 # --- pieces --------------------------------------------------------------------------------------------------
 
 _ALL, _NONE = Sql("1 = 1"), Sql("1 = 0")
+_BROADEST = 200
+"""SQLite takes no expression deeper than a thousand, and reads a row of alternatives as so deep a tree."""
 
 
 def _join(between: str, pieces: Sequence[Sql]) -> Sql:
@@ -939,6 +941,8 @@ def _every(pieces: Sequence[Sql]) -> Sql:
 def _some(pieces: Sequence[Sql]) -> Sql:
     if not pieces:
         return Sql(f"({_NONE.text})")
+    while len(pieces) > _BROADEST:
+        pieces = [_some(pieces[first : first + _BROADEST]) for first in range(0, len(pieces), _BROADEST)]
     joined = _join(") OR (", pieces)
     return Sql(f"(({joined.text}))", joined.values)
 

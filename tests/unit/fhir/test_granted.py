@@ -12,6 +12,8 @@ from app.access import Access, Action, decide, parse_scopes
 from app.errors import Forbidden
 from app.fhir import granted, resources, search
 from app.fhir.registry import offers
+from app.store import resources as rows
+from app.store.database import Store
 from app.store.query import Clause, Link, Owner, Query, Referred, Token
 from app.store.resources import Stored
 
@@ -136,3 +138,14 @@ def test_what_belongs_to_no_patient_is_read_by_its_type() -> None:
     stored = Stored("Task", "t", 1, 0, False, task, 1, "p1")
     assert granted.readable(caller("patient/Task.r", patient_id="p1"), stored)
     assert not granted.readable(caller("patient/Task.r", patient_id="p2"), stored)
+
+
+def test_a_grant_may_name_thousands_of_studies(store: Store) -> None:
+    for number, uid in enumerate(("1.2.7", "1.3.7")):
+        body = {**orjson.loads(study("p1", uid).body), "id": f"s{number}"}
+        store.transact(lambda connection, body=body: resources.put(connection, body, cause="test"))
+    access = caller("user/*.rs", studies=frozenset(f"1.2.{number}" for number in range(3000)))
+    for query in ("", "modality=CT", "_sort=-started"):
+        with store.read() as connection:
+            found = rows.search(connection, confined(access, "ImagingStudy", query), limit=9)
+        assert [hit.stored.resource_id for hit in found] == ["s0"]
