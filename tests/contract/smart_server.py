@@ -43,7 +43,7 @@ APP_SCOPE = f"{SCOPE} launch/patient launch/imagingstudy offline_access patient/
 VIEWER_SCOPE = (
     "launch openid fhirUser online_access isocenter/sign patient/ImagingStudy.rs patient/Observation.rs "
     "patient/DiagnosticReport.rs patient/Patient.r patient/ServiceRequest.r patient/Endpoint.r patient/ImagingStudy.u "
-    "patient/*.cruds user/*.cruds system/*.cruds launch/imagingstudy"
+    "patient/*.cruds user/*.cruds system/*.cruds"
 )
 KEYS: dict[str, Any] = {
     "RS384": RSAKey.generate_key(2048, {"kid": "rsa"}),

@@ -264,7 +264,7 @@ def test_somebody_without_rights_is_told_the_line_for_root(tmp_path: Path) -> No
 def test_make_alone_lists_every_word() -> None:
     listed = subprocess.check_output(["make"], cwd=ROOT, env={"PATH": os.environ["PATH"]}, text=True)
     assert {line.split()[1] for line in listed.splitlines()} == {
-        "setup", "setup-test", "demo", "test", "check", "dev", "bench", "golden",
+        "setup", "setup-test", "demo", "test", "coverage", "check", "dev", "bench", "golden",
     }  # fmt: skip
 
 

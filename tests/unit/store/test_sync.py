@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import sqlalchemy as sa
 from sqlalchemy.engine import Connection
 
@@ -93,35 +94,43 @@ def test_a_position_is_kept(store: Store) -> None:
 # --- pace ----------------------------------------------------------------------------------------------------------
 
 
-def due(store: Store) -> tuple[int, int]:
-    """When the only study is due and at the latest, in ms from now, to the tenth of a second."""
+@pytest.fixture
+def still(monkeypatch: pytest.MonkeyPatch) -> int:
+    """A time that stands still, so that what is due can be told exactly."""
+    at = now()
+    monkeypatch.setattr(sync, "now", lambda: at)
+    return at
+
+
+def due(store: Store, still: int) -> tuple[int, int]:
+    """When the only study is due and at the latest, in ms from now."""
     with store.read() as connection:
         row = connection.execute(sa.select(dirty_study.c.due, dirty_study.c.latest)).one()
-    return round((row[0] - now()) / 100) * 100, round((row[1] - now()) / 100) * 100
+    return row[0] - still, row[1] - still
 
 
 def paced(store: Store, delay_ms: int, latest_ms: int) -> None:
     store.transact(lambda tx: sync.mark_each(tx, [sync.Mark("a", "test", delay_ms, latest_ms)]))
 
 
-def test_later_marks_put_a_study_off_but_never_beyond_its_time(store: Store) -> None:
+def test_later_marks_put_a_study_off_but_never_beyond_its_time(store: Store, still: int) -> None:
     paced(store, 2000, 9000)
-    assert due(store) == (2000, 9000)
+    assert due(store, still) == (2000, 9000)
     paced(store, 5000, 60_000)
-    assert due(store) == (5000, 9000)
+    assert due(store, still) == (5000, 9000)
     paced(store, 20_000, 60_000)
-    assert due(store) == (9000, 9000)
+    assert due(store, still) == (9000, 9000)
     mark(store, "a")
-    assert due(store) == (0, 0)
+    assert due(store, still) == (0, 0)
 
 
-def test_marks_made_while_somebody_looks_have_a_time_of_their_own(store: Store) -> None:
+def test_marks_made_while_somebody_looks_have_a_time_of_their_own(store: Store, still: int) -> None:
     paced(store, 0, 0)
     claimed = store.transact(sync.claim)
     assert claimed
     paced(store, 3000, 8000)
     store.transact(lambda tx: sync.clean(tx, claimed))
-    assert due(store) == (3000, 8000)
+    assert due(store, still) == (3000, 8000)
 
 
 def test_what_has_just_happened_goes_before_a_comparison(store: Store) -> None:
