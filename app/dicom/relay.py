@@ -145,7 +145,7 @@ class Body:
             if self._next is not None:
                 self._content, self._next = await self._next, None
             if number + 1 < len(self._pieces):
-                self._next = asyncio.create_task(fetched(self._way, self._pieces[number + 1]))
+                self._next = asyncio.create_task(_begun(self._way, self._pieces[number + 1]))
             if self._mark:
                 yield mime.part_head(self._mark, piece.media_type, piece.location)
             async for chunk in _chunks(self._content):
@@ -161,6 +161,14 @@ class Body:
         if self._next is not None:
             self._next.add_done_callback(_drop)
             self._next.cancel()
+
+
+async def _begun(way: Way, piece: Piece) -> Content:
+    """The content of a piece whose turn is still to come, already on its way."""
+    content = await fetched(way, piece)
+    if isinstance(content, Opened):
+        content.begin()
+    return content
 
 
 def _drop(task: asyncio.Task[Content]) -> None:

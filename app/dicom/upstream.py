@@ -50,11 +50,16 @@ class Opened:
             self.close()
         raise ArchiveUnavailable(f"the archive broke off ({failed})")
 
+    def begin(self) -> Pump:
+        """Read ahead from now on: what waits unread for its turn would keep a connection from everybody."""
+        if self._pump is None:
+            self._pump = Pump(self._response, self._spool)
+        return self._pump
+
     async def chunks(self) -> AsyncIterator[bytes]:
         """The body. If the archive breaks off, so does the reader."""
-        self._pump = Pump(self._response, self._spool)
         try:
-            async for chunk in self._pump.chunks():
+            async for chunk in self.begin().chunks():
                 yield chunk
         finally:
             self.close()

@@ -409,6 +409,22 @@ def test_clients_that_do_not_read_keep_nobody_from_the_archive(gateway: Running,
 
 
 @pytest.mark.usefixtures("changing")
+def test_readers_who_stop_between_two_objects_keep_no_connection(gateway: Running, client: httpx.Client) -> None:
+    for number in (7, 8, 9):
+        dataset = image(mrn="A", study=U, series=f"{U}.1", instance=f"{U}.1.{number}")
+        dataset.Rows, dataset.Columns, dataset.NumberOfFrames = 1024, 1024, 2
+        dataset.PixelData = bytes(1024 * 1024 * 2 * 2)
+        gateway.archive.store(part10(dataset))
+    host, port = gateway.url.removeprefix("http://").split(":")
+    with ExitStack() as idle:
+        for _ in range(8):
+            reader = idle.enter_context(_asked(host, int(port), SERIES))
+            assert reader.recv(12) == b"HTTP/1.1 200"
+        with client.stream("GET", SERIES, headers=WHOLE, timeout=20) as answer:
+            assert len(answer.read()) > 12 << 20
+
+
+@pytest.mark.usefixtures("changing")
 def test_a_client_that_takes_nothing_for_too_long_is_cut_off(gateway: Running, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(relay, "WRITE_SECONDS", 0.5)
     dataset = image(mrn="A", study=U, series=f"{U}.1", instance=f"{U}.1.9")
