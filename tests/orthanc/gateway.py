@@ -84,6 +84,21 @@ class Running:
         return int(head_bytes.split()[1]), body
 
 
+@contextmanager
+def filled(archive: Archive, folder: Path) -> Iterator[Running]:
+    """A gateway before nothing but these studies, which go with it."""
+    with serving(archive, folder) as running:
+        empty(running.archive)
+        fill(running.archive, running.store)
+        yield running
+        empty(running.archive)
+
+
+def empty(archive: Orthanc) -> None:
+    for study in list(archive.study_ids()):
+        archive.delete_study(study)
+
+
 def fill(archive: Orthanc, store: Store) -> None:
     for study_uid, mrn, patient_id in STUDIES:
         for series in (1, 2):

@@ -11,7 +11,7 @@ import pytest
 from dicomweb_client import DICOMwebClient
 
 from tests.orthanc.conftest import Orthanc as Archive
-from tests.orthanc.gateway import TWIN, Running, U, V, fill, serving
+from tests.orthanc.gateway import TWIN, Running, U, V, filled
 from tests.orthanc.phantoms import image, part10, report
 
 pytestmark = pytest.mark.orthanc
@@ -23,13 +23,8 @@ OHIF_FRAMES = "multipart/related; type=application/octet-stream; transfer-syntax
 
 @pytest.fixture(scope="module")
 def running(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(orthanc, tmp_path_factory.mktemp("gateway")) as running:
-        for study in list(running.archive.study_ids()):
-            running.archive.delete_study(study)
-        fill(running.archive, running.store)
+    with filled(orthanc, tmp_path_factory.mktemp("gateway")) as running:
         yield running
-        for study in list(running.archive.study_ids()):
-            running.archive.delete_study(study)
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ from app.dicom import capabilities, paths
 from app.dicom.holdings import Holding
 from app.store.studies import HeldStudy
 from tests.orthanc.conftest import Orthanc as Archive
-from tests.orthanc.gateway import Running, U, fill, serving
+from tests.orthanc.gateway import Running, U, filled
 from tests.orthanc.phantoms import image, part10
 
 pytestmark = pytest.mark.orthanc
@@ -30,13 +30,8 @@ GETS = (
 
 @pytest.fixture(scope="module")
 def running(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(orthanc, tmp_path_factory.mktemp("gateway")) as running:
-        for study in list(running.archive.study_ids()):
-            running.archive.delete_study(study)
-        fill(running.archive, running.store)
+    with filled(orthanc, tmp_path_factory.mktemp("gateway")) as running:
         yield running
-        for study in list(running.archive.study_ids()):
-            running.archive.delete_study(study)
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import pytest
 
 from app.store import studies
 from tests.orthanc.conftest import Orthanc as Archive
-from tests.orthanc.gateway import TWIN, Running, U, V, Z, fill, serving
+from tests.orthanc.gateway import TWIN, Running, U, V, Z, filled, serving
 from tests.processes import free_port, wait_until
 
 pytestmark = pytest.mark.orthanc
@@ -69,11 +69,8 @@ FORMS = (
 
 @pytest.fixture(scope="module")
 def running(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(orthanc, tmp_path_factory.mktemp("hostile")) as running:
-        fill(running.archive, running.store)
+    with filled(orthanc, tmp_path_factory.mktemp("hostile")) as running:
         yield running
-        for study in list(running.archive.study_ids()):
-            running.archive.delete_study(study)
 
 
 def uids(study: str) -> dict[str, str]:

@@ -38,7 +38,7 @@ from app.dicom.multipart import Limits, MediaType, Part
 from app.dicom.spool import Content, Spool
 from app.store import studies
 from tests.orthanc.conftest import Orthanc as Archive
-from tests.orthanc.gateway import GRANTS, TWIN, Running, U, V, Z, fill, serving
+from tests.orthanc.gateway import GRANTS, TWIN, Running, U, V, Z, filled
 from tests.orthanc.phantoms import COMPREHENSIVE_SR, image, part10, report
 
 pytestmark = pytest.mark.orthanc
@@ -50,11 +50,8 @@ RELATED = f'multipart/related; type="application/dicom"; boundary={MARK}'
 
 @pytest.fixture(scope="module")
 def running(orthanc: Archive, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
-    with serving(orthanc, tmp_path_factory.mktemp("stow")) as running:
-        fill(running.archive, running.store)
+    with filled(orthanc, tmp_path_factory.mktemp("stow")) as running:
         yield running
-        for study in list(running.archive.study_ids()):
-            running.archive.delete_study(study)
 
 
 def everything(running: Running) -> set[str]:
